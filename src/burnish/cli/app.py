@@ -1,0 +1,122 @@
+"""The command `burnish`. Help, `init`, `check` and `env` answer without importing torch."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from burnish.cli.errors import shown_to_user
+from burnish.cli.methods import METHODS
+from burnish.cli.runfile import RunFile, load_runfile
+
+app = typer.Typer(
+    name="burnish",
+    help="Align language models: preference optimisation that is exact, light and readable.",
+    epilog="First steps: burnish train recipe:dpo · burnish init dpo > run.yaml · burnish check run.yaml",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML run file, or recipe:NAME (recipe:dpo).")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a key, e.g. beta=0.2 or data.train=rows.jsonl. Repeatable."),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show where an error was raised.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"burnish {version('burnish')}")
+        raise typer.Exit
+
+
+@app.callback()
+def burnish(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options before any command."""
+
+
+@app.command()
+def train(config: Config, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Train what a run file says, from the start."""
+    with shown_to_user(debug=debug):
+        runfile = load_runfile(config, overrides or [])
+        from burnish.cli.run import run
+
+        run(runfile)
+
+
+@app.command()
+def resume(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The directory of a run, with its run.yaml.")],
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Continue a run exactly where its newest sound checkpoint was taken."""
+    with shown_to_user(debug=debug):
+        from burnish.cli.resume import load_run_directory
+
+        runfile = load_run_directory(run_dir, overrides or [])
+        from burnish.cli.run import run
+
+        run(runfile, resume=True)
+
+
+@app.command()
+def init(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help=f"How to train: {', '.join(METHODS)}.")],
+    every_option: Annotated[bool, typer.Option("--all", help="Every option, not only those that matter.")] = False,
+) -> None:
+    """Print a commented run file: burnish init dpo > run.yaml."""
+    with shown_to_user(debug=False):
+        from burnish.cli.template import template
+
+        typer.echo(template(method, every_option=every_option), nl=False)
+
+
+@app.command()
+def check(
+    config: Config,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the run file as it is understood, as JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Find everything that is wrong with a run file, in one pass."""
+    with shown_to_user(debug=debug):
+        runfile = load_runfile(config, overrides or [])
+        typer.echo(json.dumps(runfile.as_dict(), ensure_ascii=False) if as_json else _summary(runfile))
+
+
+def _summary(runfile: RunFile) -> str:
+    held_out = runfile.eval if runfile.eval_rows is None else f"{runfile.eval_rows} rows of it"
+    return (
+        f"{runfile.source} is sound: {runfile.method} on {runfile.model}, rows of {runfile.train}, "
+        f"held out {held_out or 'nothing'}, {len(runfile.training)} options set"
+    )
+
+
+@app.command()
+def env() -> None:
+    """Print versions and machine, to paste into an issue."""
+    from burnish.cli.environment import environment_lines
+
+    typer.echo("\n".join(environment_lines()))
+
+
+def main() -> None:
+    """The entry point of the command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

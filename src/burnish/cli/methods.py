@@ -1,0 +1,28 @@
+"""The methods that a run file can name, and where their classes are; imported only when they are needed."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from burnish.trainers.dpo import DPOConfig, DPOTrainer
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of `METHODS`: the module, and the names of the two classes in it."""
+
+    module: str
+    config: str
+    trainer: str
+
+
+METHODS = {"dpo": Method("burnish.trainers.dpo", "DPOConfig", "DPOTrainer")}
+
+
+def load(method: Method) -> tuple[type[DPOConfig], type[DPOTrainer]]:
+    """Configuration and trainer of a method; imports torch."""
+    module = importlib.import_module(method.module)
+    return vars(module)[method.config], vars(module)[method.trainer]

@@ -1,0 +1,72 @@
+"""What a run is about to do, as lines for the console."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from burnish.cli.runfile import RunFile
+
+if TYPE_CHECKING:
+    from transformers import TrainerState
+
+    from burnish.trainers.dpo import DPOTrainer
+
+
+def plan_lines(runfile: RunFile, trainer: DPOTrainer, state: TrainerState) -> list[str]:
+    """Model, reference, data, steps, settings of the CPU and run directory of a run that is about to begin."""
+    args, model = trainer.args, trainer.model
+    reports = list(trainer.data_reports.values())
+    losses = _losses(args.loss_type, args.loss_weights)
+    lines = [
+        f"{runfile.method} on {runfile.model}: {type(model).__name__}, {model.num_parameters():,} parameters, "
+        f"{str(model.dtype).removeprefix('torch.')} on {args.device}{_precision(args)}",
+        f"reference: {trainer.reference.description}",
+        *(line for report in reports for line in report.lines()),
+        f"loss: {losses}, beta {args.beta:g}; learning rate {args.learning_rate:g}, {_name(args.lr_scheduler_type)}",
+        steps_line(
+            num_steps=state.max_steps,
+            done=state.global_step,
+            pairs=args.per_device_train_batch_size,
+            micro_batches=args.gradient_accumulation_steps,
+            processes=args.world_size,
+            num_rows=reports[0].num_rows if reports else 0,
+        ),
+    ]
+    if trainer.cpu_settings is not None:
+        lines += trainer.cpu_settings.lines()
+    return [*lines, f"run directory: {args.output_dir}"]
+
+
+def steps_line(*, num_steps: int, done: int, pairs: int, micro_batches: int, processes: int, num_rows: int) -> str:
+    """The arithmetic of the steps.
+
+    >>> steps_line(num_steps=30, done=0, pairs=8, micro_batches=2, processes=1, num_rows=320)
+    '30 steps, 1.5 passes over 320 rows: 8 pairs x 2 micro-batches x 1 process = 16 pairs a step'
+    """
+    each = pairs * micro_batches * processes
+    what = _count(num_steps, "step") if not done else f"steps {done + 1} to {num_steps}"
+    passes = f", {num_steps * each / num_rows:.3g} passes over {num_rows} rows" if num_rows else ""
+    terms = (_count(pairs, "pair"), _count(micro_batches, "micro-batch"), _count(processes, "process"))
+    return f"{what}{passes}: {' x '.join(terms)} = {_count(each, 'pair')} a step"
+
+
+def _count(number: int, noun: str) -> str:
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun}es" if noun.endswith(("s", "ch")) else f"{number} {noun}s"
+
+
+def _losses(losses: Sequence[Any], weights: Sequence[float] | None) -> str:
+    names = [loss if isinstance(loss, str) else f"{loss.__module__}:{loss.__qualname__}" for loss in losses]
+    if weights is None:
+        return " + ".join(names)
+    return " + ".join(f"{weight:g} {name}" for weight, name in zip(weights, names, strict=True))
+
+
+def _precision(args: Any) -> str:
+    return ", bf16 autocast" if args.bf16 else ", fp16 autocast" if args.fp16 else ""
+
+
+def _name(choice: Any) -> str:
+    return str(choice.value)

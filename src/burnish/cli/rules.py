@@ -1,0 +1,199 @@
+"""Rules between the keys of a run file: pairs that contradict each other, and keys that need others.
+
+A rule sees each key's value, or its default. It is left out if one of its keys is wrong by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from burnish.cli.validate import Problem, is_function_name, training_schema
+from burnish.registry import closest
+
+Values = Mapping[str, Any]
+Check = Callable[[Values], "str | None"]
+HELD_OUT = ("data.eval", "data.eval_rows")
+REDACTED = "<redacted>"  # what run.yaml has in place of a secret
+NEEDS_EVAL_SCHEDULERS = ("reduce_lr_on_plateau", "greedy")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A check over some keys, of which the first is named in the message."""
+
+    keys: tuple[str, ...]
+    check: Check
+
+
+RULES: list[Rule] = []
+
+
+def rule(*keys: str) -> Callable[[Check], Check]:
+    """Decorator: a check over `keys`, which returns what is wrong or None."""
+
+    def add(check: Check) -> Check:
+        RULES.append(Rule(keys, check))
+        return check
+
+    return add
+
+
+def rule_problems(document: Mapping[str, Any], broken: set[str]) -> Iterator[Problem]:
+    """The problems of all rules; `broken` are keys that are wrong by themselves."""
+    schema = training_schema(document)
+    given = document.get("training")
+    training = given if isinstance(given, Mapping) else {}
+    data = document.get("data") if isinstance(document.get("data"), Mapping) else {}
+    values: dict[str, Any] = {name: option["default"] for name, option in schema["properties"].items()}
+    values |= {name: value for name, value in training.items() if name in values}
+    values |= {f"data.{name}": (data or {}).get(name) for name in ("train", "eval", "eval_rows")}
+    for each in RULES:
+        if not broken & set(each.keys) and (message := each.check(values)):
+            yield Problem(_path(each.keys[0]), message)
+    if not broken & {"loss_type", "loss_kwargs"}:
+        yield from _unread(values, schema, broken)
+
+
+def _path(key: str) -> tuple[str, ...]:
+    return tuple(key.split(".")) if key.startswith("data.") else ("training", key)
+
+
+def _has_eval(values: Values) -> bool:
+    return values["data.eval"] is not None or values["data.eval_rows"] is not None
+
+
+@rule("data.eval_rows", "data.eval")
+def _one_held_out_set(values: Values) -> str | None:
+    if values["data.eval"] is not None and values["data.eval_rows"] is not None:
+        return "contradicts data.eval, which names the held-out rows: set one of the two to null"
+    return None
+
+
+@rule("loss_weights", "loss_type")
+def _one_weight_for_each_loss(values: Values) -> str | None:
+    losses = values["loss_type"] if isinstance(values["loss_type"], list) else [values["loss_type"]]
+    weights = values["loss_weights"]
+    if weights is not None and len(weights) != len(losses):
+        return f"has {len(weights)} numbers for {len(losses)} losses {losses}: give one for each"
+    return None
+
+
+@rule("eval_strategy", *HELD_OUT)
+def _evaluation_needs_rows(values: Values) -> str | None:
+    if values["eval_strategy"] != "no" and not _has_eval(values):
+        return f'is "{values["eval_strategy"]}", which needs held-out rows: set data.eval or data.eval_rows'
+    return None
+
+
+@rule("eval_on_start", *HELD_OUT)
+def _first_evaluation_needs_rows(values: Values) -> str | None:
+    if values["eval_on_start"] and not _has_eval(values):
+        return "needs held-out rows: set data.eval or data.eval_rows"
+    return None
+
+
+@rule("load_best_model_at_end", *HELD_OUT)
+def _best_needs_rows(values: Values) -> str | None:
+    if values["load_best_model_at_end"] and not _has_eval(values):
+        return "needs held-out rows to compare checkpoints: set data.eval or data.eval_rows"
+    return None
+
+
+@rule("load_best_model_at_end", "eval_strategy", "save_strategy")
+def _best_needs_matching_strategies(values: Values) -> str | None:
+    evaluates, saves = values["eval_strategy"], values["save_strategy"]
+    if not values["load_best_model_at_end"] or (evaluates != "no" and saves in ("best", evaluates)):
+        return None
+    return (
+        f'needs evaluation, and checkpoints at the same steps: eval_strategy is "{evaluates}", '
+        f'save_strategy "{saves}"; set both to "steps" or both to "epoch"'
+    )
+
+
+@rule("save_steps", "eval_steps", "logging_steps", "load_best_model_at_end", "eval_strategy", "save_strategy")
+def _saves_at_evaluations(values: Values) -> str | None:
+    both_in_steps = values["eval_strategy"] == values["save_strategy"] == "steps"
+    if not (values["load_best_model_at_end"] and both_in_steps):
+        return None
+    every, saves = values["eval_steps"] or values["logging_steps"], values["save_steps"]
+    if (every < 1) != (saves < 1):
+        return f"is {saves} and eval_steps {every}: with load_best_model_at_end both are steps, or both shares below 1"
+    ratio = saves / every
+    if abs(ratio - round(ratio)) > 1e-9 or round(ratio) < 1:
+        return f"is {saves}; with load_best_model_at_end it must be a multiple of eval_steps, {every}"
+    return None
+
+
+@rule("fp16", "bf16")
+def _one_precision(values: Values) -> str | None:
+    return "contradicts bf16: at most one of them is true" if values["fp16"] and values["bf16"] else None
+
+
+@rule("fp16_full_eval", "bf16_full_eval")
+def _one_evaluation_precision(values: Values) -> str | None:
+    both = values["fp16_full_eval"] and values["bf16_full_eval"]
+    return "contradicts bf16_full_eval: at most one of them is true" if both else None
+
+
+@rule("lr_scheduler_type", "eval_strategy")
+def _scheduler_needs_evaluation(values: Values) -> str | None:
+    if values["lr_scheduler_type"] in NEEDS_EVAL_SCHEDULERS and values["eval_strategy"] == "no":
+        return f'is "{values["lr_scheduler_type"]}", which follows the held-out loss: set eval_strategy'
+    return None
+
+
+@rule("resume_from_checkpoint")
+def _resuming_is_a_command(values: Values) -> str | None:
+    if values["resume_from_checkpoint"] is not None:
+        return "is not read from a run file: use `burnish resume RUN_DIR`"
+    return None
+
+
+@rule("hub_token", "push_to_hub")
+def _secrets_are_not_in_run_yaml(values: Values) -> str | None:
+    if values["hub_token"] == REDACTED and values["push_to_hub"]:
+        return "was left out when run.yaml was written: set it again, or to null to use the stored login"
+    return None
+
+
+@rule("max_steps")
+def _steps_are_positive(values: Values) -> str | None:
+    steps = values["max_steps"]
+    return f"is {steps}; allowed: 1 or more, or -1 to train num_train_epochs" if steps == 0 or steps < -1 else None
+
+
+def _whole(name: str) -> None:
+    @rule(name)
+    def check(values: Values) -> str | None:
+        value = values[name]
+        if value is not None and value > 1 and value != int(value):
+            return f"is {value}; allowed: a whole number of steps, or a share of the run below 1"
+        return None
+
+
+for _name in ("logging_steps", "eval_steps", "save_steps", "warmup_steps"):
+    _whole(_name)
+
+
+def _unread(values: Values, schema: Mapping[str, Any], broken: set[str]) -> Iterator[Problem]:
+    """Hyper-parameters that no chosen loss reads: an unread option is a lie."""
+    losses = values["loss_type"] if isinstance(values["loss_type"], list) else [values["loss_type"]]
+    table: Mapping[str, list[str]] = schema["x-losses"]
+    if any(is_function_name(loss) for loss in losses):
+        return  # what a user's function reads is known once it is imported
+    read = {name for loss in losses for name in table[loss]}
+    for name in {name for names in table.values() for name in names} - read - broken:
+        default = schema["properties"].get(name, {}).get("default")
+        if values.get(name, default) != default:
+            readers = sorted(loss for loss, names in table.items() if name in names)
+            yield Problem(
+                ("training", name),
+                f"is {values[name]}, but {', '.join(losses)} does not read it: leave it at {default}, "
+                f"or choose a loss that does: {', '.join(readers)}",
+            )
+    for name in set(values["loss_kwargs"] or {}) - read:
+        known = f"they read: {', '.join(sorted(read)) or 'nothing'}"
+        near = closest(str(name), read)
+        yield Problem(("training", "loss_kwargs", name), f"is read by none of {', '.join(losses)}{near or ';'} {known}")

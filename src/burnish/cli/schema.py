@@ -1,0 +1,217 @@
+"""The JSON Schema of a run file, made of the dataclass fields of each method's configuration.
+
+`python -m burnish.cli.schema` writes schema.json, which help, `init` and `check` read instead of importing torch.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass
+from enum import Enum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, Union
+
+from burnish.cli.methods import METHODS, Method, load
+from burnish.compat import UNBUILT_DPO
+from burnish.data.sources import FILE_KINDS
+from burnish.losses.preference import preference_losses
+from burnish.models.load import EMBEDDED
+from burnish.trainers.config import CHOICES, REFUSED
+
+SCHEMA_PATH = Path(__file__).with_name("schema.json")
+REGENERATE = "python -m burnish.cli.schema"
+
+POSITIVE, NOT_NEGATIVE, AT_LEAST_ONE = {"exclusiveMinimum": 0}, {"minimum": 0}, {"minimum": 1}
+SHARE = {"minimum": 0, "exclusiveMaximum": 1}
+RANGES: Mapping[str, Mapping[str, float]] = {
+    "beta": POSITIVE,
+    "label_smoothing": {"minimum": 0, "exclusiveMaximum": 0.5},
+    "learning_rate": NOT_NEGATIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "adam_beta1": SHARE,
+    "adam_beta2": SHARE,
+    "adam_epsilon": NOT_NEGATIVE,
+    "max_grad_norm": NOT_NEGATIVE,
+    "warmup_steps": NOT_NEGATIVE,
+    "num_train_epochs": POSITIVE,
+    "logging_steps": POSITIVE,
+    "eval_steps": POSITIVE,
+    "save_steps": POSITIVE,
+    "save_total_limit": AT_LEAST_ONE,
+    "seed": NOT_NEGATIVE,
+    "data_seed": NOT_NEGATIVE,
+    "max_skipped_steps": AT_LEAST_ONE,
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), AT_LEAST_ONE),
+    **dict.fromkeys(("gradient_accumulation_steps", "dataset_num_proc", "torch_empty_cache_steps"), AT_LEAST_ONE),
+    **dict.fromkeys(("max_length", "max_prompt_length", "max_completion_length"), AT_LEAST_ONE),
+    "dataloader_num_workers": NOT_NEGATIVE,
+}
+
+_SIMPLE: dict[Any, dict[str, Any]] = {
+    bool: {"type": "boolean"},
+    int: {"type": "integer"},
+    float: {"type": "number"},
+    str: {"type": "string"},
+    types.NoneType: {"type": "null"},
+    Any: {},
+}
+
+
+def make_schema() -> dict[str, Any]:
+    """The schema of a run file of any method."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Burnish run file",
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["model", "data"],
+        "properties": {**_top_level(), "training": {"type": "object", "description": "Options of the method."}},
+        "allOf": [
+            {
+                "if": {"properties": {"method": {"const": name}}},
+                "then": {"properties": {"training": {"$ref": f"#/$defs/{name}"}}},
+            }
+            for name in METHODS
+        ],
+        "$defs": {name: _training(method) for name, method in METHODS.items()},
+        "x-models": sorted(EMBEDDED),
+        "x-file-kinds": list(FILE_KINDS),
+        "x-versions": {"transformers": version("transformers")},
+    }
+
+
+_TEXT, _COUNT, _NOTHING = {"type": "string", "minLength": 1}, {"type": "integer"}, {"type": "null"}
+
+
+def _top_level() -> dict[str, Any]:
+    return {
+        "method": {"enum": list(METHODS), "default": next(iter(METHODS)), "description": "How to train."},
+        "model": {**_TEXT, "description": "The policy: a short name, a path, a .gguf file, or a name on the hub."},
+        "ref_model": {
+            "anyOf": [_TEXT, _NOTHING],
+            "default": None,
+            "description": "The reference policy; unset, the policy as it is before training.",
+        },
+        "data": _data(),
+        "samples": {
+            **_COUNT,
+            **NOT_NEGATIVE,
+            "default": 3,
+            "description": "So many held-out prompts are answered greedily before and after training.",
+        },
+        "max_new_tokens": {
+            **_COUNT,
+            **AT_LEAST_ONE,
+            "default": 80,
+            "description": "Longest such answer in tokens.",
+        },
+    }
+
+
+def _data() -> dict[str, Any]:
+    source = "a path, recipe:NAME, or the name of a data set on the hub"
+    sources = {"type": "object", "minProperties": 1, "additionalProperties": _TEXT}
+    properties = {
+        "train": {**_TEXT, "description": f"Rows to train on: {source}."},
+        "eval": {
+            "anyOf": [_TEXT, sources, _NOTHING],
+            "default": None,
+            "description": f"Rows held out: {source}; or names with one of these each.",
+        },
+        "eval_rows": {
+            "anyOf": [{**_COUNT, **AT_LEAST_ONE}, _NOTHING],
+            "default": None,
+            "description": "Hold out so many rows of train, drawn by the seed; instead of eval.",
+        },
+    }
+    return {
+        "type": "object",
+        "description": "Where the rows come from.",
+        "additionalProperties": False,
+        "required": ["train"],
+        "properties": properties,
+    }
+
+
+def _training(method: Method) -> dict[str, Any]:
+    config, _ = load(method)
+    hints = typing.get_type_hints(config)
+    properties = {field.name: _option(field, hints[field.name]) for field in fields(config) if field.init}
+    properties["loss_type"] |= _loss_type()
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": properties,
+        "x-unbuilt": {name: list(values) for name, values in UNBUILT_DPO.items()},
+        "x-losses": {name: sorted(preference_losses[name].hyper_parameters) for name in preference_losses},
+    }
+
+
+def _option(field: Field[Any], annotation: Any) -> dict[str, Any]:
+    """Type, range, default and sentence of one option; for a refused one, what is left of it and why."""
+    default = field.default if field.default is not MISSING else field.default_factory()  # pyright: ignore[reportCallIssue]
+    described = {"default": default, "description": " ".join(field.metadata["help"].replace("%%", "%").split())}
+    if field.name in REFUSED:
+        allowed, reason = REFUSED[field.name]
+        return {"enum": list(dict.fromkeys(allowed)), "x-refused": reason, **described}
+    if field.name in CHOICES:
+        return {"enum": list(CHOICES[field.name]), **described}
+    kind = type_schema(annotation)
+    for variant in kind.get("anyOf", [kind]):
+        if variant.get("type") in ("integer", "number"):
+            variant.update(RANGES.get(field.name, {}))
+    return {**kind, **described}
+
+
+def type_schema(annotation: Any) -> dict[str, Any]:
+    """The values that YAML may give for a type. A union with an enum takes the enum's values, not any text.
+
+    >>> type_schema(int | None)
+    {'anyOf': [{'type': 'integer'}, {'type': 'null'}]}
+    """
+    if annotation in _SIMPLE:
+        return dict(_SIMPLE[annotation])
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return {"enum": [member.value for member in annotation]}
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return {"enum": list(inner)}
+    if origin in (Union, types.UnionType):
+        return _union([item for item in inner if not is_dataclass(item)])
+    if origin is list or annotation is list:
+        return {"type": "array", **({"items": type_schema(inner[0])} if inner else {})}
+    if origin is dict or annotation is dict:
+        values = type_schema(inner[1]) if inner else {}
+        return {"type": "object", **({"additionalProperties": values} if values else {})}
+    raise TypeError(f"no schema for an option of type {annotation}; allowed: plain types, enums, lists, dicts, unions")
+
+
+def _union(members: list[Any]) -> dict[str, Any]:
+    if any(isinstance(item, type) and issubclass(item, Enum) for item in members):
+        members = [item for item in members if item is not str]
+    variants = [type_schema(item) for item in members]
+    return variants[0] if len(variants) == 1 else {"anyOf": variants}
+
+
+def _loss_type() -> dict[str, Any]:
+    names = {"enum": list(preference_losses)}
+    function = {"type": "string", "pattern": r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"}
+    one = {"anyOf": [names, function]}
+    return {
+        "anyOf": [names, function, {"type": "array", "minItems": 1, "items": one}],
+        "description": "Name of a preference loss, module:function, or a list of them.",
+    }
+
+
+def schema_text() -> str:
+    """schema.json as it should be."""
+    return json.dumps(make_schema(), indent=1, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    SCHEMA_PATH.write_text(schema_text(), encoding="utf-8")
+    print(f"wrote {SCHEMA_PATH}")

@@ -1,0 +1,100 @@
+"""The only place that looks at versions of other libraries, and at TRL's names.
+
+TRL's configuration classes have options that Burnish does not have yet. Set to TRL's default they change nothing and
+are accepted, so that a script runs after its import line is changed; set to anything else they are refused by name.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+from burnish.registry import closest
+
+Config = TypeVar("Config")
+MINIMUM_TRANSFORMERS = (5, 19)
+
+# Field of TRL 1.16 or 0.25 -> the values that mean "off".
+UNBUILT_DPO: dict[str, tuple[Any, ...]] = {
+    "router_aux_loss_coef": (None, 0, 0.0),
+    "padding_free": (False,),
+    "precompute_ref_log_probs": (False,),
+    "precompute_ref_batch_size": (None,),
+    "ld_alpha": (None, 1.0),
+    "f_divergence_type": ("reverse_kl",),
+    "f_alpha_divergence_coef": (0.5, 1.0),
+    "use_weighting": (False,),
+    "discopop_tau": (0.05,),
+    "activation_offloading": (False,),
+    "sync_ref_model": (False,),
+    "ref_model_mixup_alpha": (0.6,),
+    "ref_model_sync_steps": (512,),
+    "model_adapter_name": (None,),
+    "ref_adapter_name": (None,),
+    "ref_model_init_kwargs": (None,),
+    "force_use_ref_model": (False,),
+    "use_logits_to_keep": (False,),
+    "label_pad_token_id": (-100,),
+    "padding_value": (None,),
+    "tools": (None,),
+    "use_liger_loss": (None, False),
+    "base_model_attribute_name": ("model",),
+    "reference_free": (False,),
+    "rpo_alpha": (None,),
+    "generate_during_eval": (False,),
+    "pad_token": (None,),
+}
+
+
+def check_versions() -> None:
+    """Refuse a transformers that is too old for `loss_is_scaled_for_ga`.
+
+    Raises:
+        ImportError: with the version found and the one needed.
+    """
+    found = version("transformers")
+    if tuple(int(part) for part in found.split(".")[:2]) < MINIMUM_TRANSFORMERS:
+        needed = ".".join(map(str, MINIMUM_TRANSFORMERS))
+        raise ImportError(f"Burnish needs transformers >= {needed}, found {found}: pip install -U transformers")
+
+
+def resolve_checkpointing(config: Any, *, default: bool) -> None:
+    """Settle activation checkpointing, which transformers 5.23 renamed, under whichever names there are."""
+    names = [n for n in ("activation_checkpointing", "gradient_checkpointing") if hasattr(config, n)]
+    given = [getattr(config, name) for name in names if getattr(config, name) is not None]
+    for name in names:
+        setattr(config, name, given[0] if given else default)
+
+
+def accept_trl_fields(unbuilt: Mapping[str, tuple[Any, ...]]) -> Callable[[type[Config]], type[Config]]:
+    """Class decorator for a config dataclass: take `unbuilt` options at their default, refuse them otherwise."""
+
+    def decorate(cls: type[Config]) -> type[Config]:
+        own_init = cls.__init__
+
+        @functools.wraps(own_init)
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            for name in [name for name in kwargs if name in unbuilt]:
+                refuse_unbuilt(name, kwargs.pop(name), unbuilt)
+            known = {field.name for field in fields(cls)}  # pyright: ignore[reportArgumentType]
+            if unknown := [name for name in kwargs if name not in known]:
+                hints = "; ".join(f"{name!r}{closest(name, known) or ' is unknown'}" for name in unknown)
+                raise TypeError(f"{cls.__name__} has no option {hints}")
+            own_init(self, *args, **kwargs)
+
+        cls.__init__ = __init__
+        return cls
+
+    return decorate
+
+
+def refuse_unbuilt(name: str, value: Any, unbuilt: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raise ValueError if an option that is not built yet is switched on."""
+    if value not in unbuilt[name]:
+        raise ValueError(
+            f"{name}={value!r} is an option of TRL that Burnish has not built yet. "
+            f"Remove it (that is {name}={unbuilt[name][0]!r}); docs/limits.md lists what is missing."
+        )

@@ -1,0 +1,1 @@
+"""Data rooms: from rows of a data set to parcels."""

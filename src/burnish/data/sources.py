@@ -1,0 +1,240 @@
+"""Where rows come from: a data set, a list, a file, a recipe or the hub -> `datasets.Dataset`.
+
+Local JSON, JSON lines and CSV are read here, row by row, so that rows may have different keys and an error
+names file, row and column. The rows go into the cache of `datasets`, under the file's path, size and time of
+change.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import resources
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+import datasets
+import pyarrow as pa
+from datasets import Dataset, DatasetDict, Features
+
+from burnish.data.errors import DataError, excerpt
+from burnish.data.formats import NUMBER_COLUMNS
+
+FILE_KINDS = (".jsonl", ".json", ".csv", ".parquet")
+RECIPE = "recipe:"
+CHUNK_ROWS = 1000
+ARROW_ERRORS = (pa.ArrowException, UnicodeError, OverflowError)
+
+Rows = Iterable[Mapping[str, Any]]
+Source = Dataset | DatasetDict | Sequence[Mapping[str, Any]] | str | Path
+
+
+def load_rows(source: Source, *, split: str = "train") -> Dataset:
+    """The rows of a source.
+
+    Args:
+        source: a `Dataset`, returned as it is; a `DatasetDict`; a list of dicts; a path ending in .jsonl,
+            .json, .csv (each also with .gz) or .parquet; `recipe:NAME`, a data set of this package; else the
+            name of a data set on the hub, with `@REVISION` at will.
+        split: which split, if the source has several.
+
+    Raises:
+        DataError: nothing there, no rows, no such split, or rows that do not fit into one table; the message
+            names the place.
+        TypeError: another kind of source.
+        ValueError: a streaming data set.
+    """
+    if isinstance(source, datasets.IterableDataset | datasets.IterableDatasetDict):
+        raise ValueError("streaming is not built yet: load the data set without streaming=True")
+    if isinstance(source, str | Path):
+        loaded, name = _load_named(str(source)), repr(str(source))
+    elif isinstance(source, Dataset | DatasetDict):
+        loaded, name = source, "the data set"
+    elif isinstance(source, list | tuple):
+        loaded, name = _from_list(source), "the list of rows"
+    else:
+        raise TypeError(f"a data set is a Dataset, a list of dicts, a path or a name, not {type(source).__name__}")
+    dataset = _pick_split(loaded, split, name) if isinstance(loaded, DatasetDict) else loaded
+    if len(dataset) == 0:
+        raise DataError(f"{name} has no rows; give at least one.")
+    return dataset
+
+
+def split_rows(dataset: Dataset, eval_rows: int, seed: int) -> tuple[Dataset, Dataset]:
+    """Hold out `eval_rows` rows, drawn by `seed`; the same rows on every machine.
+
+    Raises:
+        DataError: there are not enough rows to leave one for training.
+    """
+    if not 0 < eval_rows < len(dataset):
+        raise DataError(f"eval_rows={eval_rows} is not allowed: 1 to {len(dataset) - 1}, of {len(dataset)} rows.")
+    parts = dataset.train_test_split(test_size=eval_rows, seed=seed, shuffle=True)
+    return parts["train"], parts["test"]
+
+
+def _load_named(name: str) -> Dataset | DatasetDict:
+    if name.startswith(RECIPE):
+        return _load_recipe(name.removeprefix(RECIPE))
+    path = Path(name).expanduser()
+    kind = Path(path.name.removesuffix(".gz")).suffix
+    if kind not in FILE_KINDS:
+        return _load_from_hub(name)
+    if not path.is_file():
+        raise DataError(f"there is no file {name!r} (looked for {path.absolute()}).")
+    if kind == ".parquet":
+        return Dataset.from_parquet(str(path))  # pyright: ignore[reportReturnType]
+    return _load_file(path)
+
+
+def _load_recipe(name: str) -> Dataset:
+    folder = resources.files("burnish.recipes") / "data"
+    known = sorted(item.name.removesuffix(".jsonl") for item in folder.iterdir() if item.name.endswith(".jsonl"))
+    if name not in known:
+        raise DataError(f"there is no recipe data set {name!r}; known: {', '.join(known) or 'none'}.")
+    with resources.as_file(folder / f"{name}.jsonl") as path:
+        return _load_file(path)
+
+
+def _load_from_hub(name: str) -> Dataset | DatasetDict:
+    repository, _, revision = name.partition("@")
+    try:
+        loaded = datasets.load_dataset(repository, revision=revision or None)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"cannot load {name!r} from the hub: {excerpt(str(error), length=200)}\n"
+            f"A file must end in one of {', '.join(FILE_KINDS)}; a data set of this package is 'recipe:NAME'."
+        ) from error
+    assert isinstance(loaded, Dataset | DatasetDict)
+    return loaded
+
+
+def _pick_split(splits: DatasetDict, split: str, name: str) -> Dataset:
+    if split not in splits:
+        raise DataError(f"{name} has no split {split!r}; it has: {', '.join(map(str, splits))}.")
+    return splits[split]
+
+
+def _from_list(rows: Sequence[Any]) -> Dataset:
+    if not rows:
+        raise DataError("the list of rows is empty; give at least one.")
+    schema = _schema(enumerate(rows), place="the list of rows")
+    table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+    return Dataset.from_dict(
+        {column: table.column(column) for column in schema.names}, features=Features.from_arrow_schema(schema)
+    )
+
+
+def _load_file(path: Path) -> Dataset:
+    schema = _schema(_numbered_rows(path), place=str(path))
+    if not schema.names:
+        raise DataError(f"{str(path)!r} has no rows; give at least one.")
+    stamp = path.stat()
+    loaded = Dataset.from_generator(
+        _generate,
+        features=Features.from_arrow_schema(schema),
+        gen_kwargs={"path": str(path.absolute()), "size": stamp.st_size, "changed": stamp.st_mtime_ns},
+    )
+    assert isinstance(loaded, Dataset)
+    return loaded
+
+
+def _generate(path: str, size: int, changed: int) -> Iterator[dict[str, Any]]:
+    """Rows with every key of the file; size and time of change are there to be part of the cache's key."""
+    schema = _schema(_numbered_rows(Path(path)), place=path)
+    for chunk in _chunks(_numbered_rows(Path(path))):
+        yield from pa.Table.from_pylist([dict(row) for _, row in chunk], schema=schema).to_pylist()
+
+
+def _numbered_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Rows of a file, numbered from 0, blank lines left out."""
+    if path.name.removesuffix(".gz").endswith(".csv"):
+        yield from enumerate(_csv_rows(path))
+        return
+    with _open_text(path) as file:
+        first = next((line for line in file if line.strip()), "")
+        is_array = first.lstrip().startswith("[")
+        file.seek(0)
+        if is_array:
+            yield from enumerate(_parse(file.read(), path, "as a whole"))
+            return
+        numbered = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+        for row, (number, line) in enumerate(numbered):
+            yield row, _parse(line, path, f"line {number} (row {row})")
+
+
+def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Text, except for the columns of numbers: an answer may be "42" or "None"; an empty cell is missing."""
+    import pandas as pd
+
+    numbers = {spelling for spellings in NUMBER_COLUMNS.values() for spelling in spellings} | {"row_id"}
+    chunks = pd.read_csv(path, dtype=str, keep_default_na=False, chunksize=CHUNK_ROWS)
+    for chunk in chunks:
+        for row in chunk.to_dict("records"):
+            yield {str(key): (_number(value) if key in numbers else value) or None for key, value in row.items()}
+
+
+def _number(text: str) -> Any:
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        return text
+
+
+def _open_text(path: Path) -> TextIO:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig")
+    return path.open(encoding="utf-8-sig")
+
+
+def _parse(text: str, path: Path, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        fix = "A .jsonl file holds one JSON object a line; a .json file may hold a list of them."
+        raise DataError(f"{str(path)!r}, {where}, is no JSON: {error}. Found {excerpt(text)}. {fix}") from error
+
+
+def _chunks(rows: Iterable[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:
+    iterator = iter(rows)
+    while chunk := list(islice(iterator, CHUNK_ROWS)):
+        yield chunk
+
+
+def _schema(rows: Iterable[tuple[int, Any]], *, place: str) -> pa.Schema:
+    """The types of all columns over all rows.
+
+    Raises:
+        DataError: a row is no dict, or a value does not fit the type that its column has so far.
+    """
+    schema = pa.schema([])
+    for chunk in _chunks(rows):
+        for index, row in chunk:
+            if not isinstance(row, Mapping):
+                raise DataError(f"{place}, row {index}: a row is a dict (JSON object), found {excerpt(row)}.")
+        try:
+            schema = _widen(schema, [row for _, row in chunk])
+        except ARROW_ERRORS:
+            for index, row in chunk:
+                schema = _widen_by_row(schema, row, f"{place}, row {index}")
+    return schema
+
+
+def _widen(schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> pa.Schema:
+    columns = dict.fromkeys(str(column) for row in rows for column in row)
+    fields = [pa.field(column, pa.array([row.get(column) for row in rows]).type) for column in columns]
+    return pa.unify_schemas([schema, pa.schema(fields)], promote_options="permissive")
+
+
+def _widen_by_row(schema: pa.Schema, row: Mapping[str, Any], where: str) -> pa.Schema:
+    for column, value in row.items():
+        try:
+            schema = _widen(schema, [{column: value}])
+        except ARROW_ERRORS as error:
+            known = f"; the rows before have {schema.field(column).type}" if column in schema.names else ""
+            raise DataError(
+                f"{where}, column {column!r}: {excerpt(value)} does not fit into one table: {error}{known}.\n"
+                "Give the column one type in every row, and text that is valid Unicode."
+            ) from error
+    return schema

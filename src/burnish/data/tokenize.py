@@ -1,0 +1,203 @@
+"""A preference data set -> token ids and loss masks, cached by `datasets`, and a report of what was done.
+
+Each text, prompt and completion together, is tokenised once. A token is trained if all of its characters
+belong to the completion. The prompt of a pair is what the prompt's tokens of both texts have in common; what
+is left of them stays untrained at the head of the completion. Masks come from positions, never from ids, so
+that pad may equal eos.
+
+Example: prompt "Sky?", chosen " blue", rejected " red", and a tokenizer of bytes: prompt_input_ids are the
+four bytes of the prompt, chosen_input_ids the five of " blue" and the EOS token, chosen_loss_mask is six
+times True.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, Value
+from datasets import Sequence as ListOf
+from transformers import PreTrainedTokenizerBase
+
+from burnish.data.encode import special_prefix
+from burnish.data.errors import BadRow, DataError, bad_rows_error
+from burnish.data.formats import NUMBER_COLUMNS, PREFERENCE_COLUMNS, UNBUILT_COLUMNS
+from burnish.data.records import (
+    ID_COLUMNS,
+    MASK_COLUMNS,
+    MESSAGE_SEPARATOR,
+    TokenRules,
+    preference_batch,
+    tokenized_batch,
+)
+from burnish.data.report import COUNTS, LENGTHS, DataReport, make_report
+from burnish.data.truncate import TruncationPolicy
+from burnish.registry import closest
+
+BATCH_SIZE = 256
+BOOKKEEPING = frozenset([*LENGTHS, *COUNTS, "ignored_keys", "problem"])
+
+
+def prepare_preferences(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    truncation: TruncationPolicy,
+    on_bad_row: str = "error",
+    eos_token_ids: Sequence[int] = (),
+    num_proc: int | None = None,
+    name: str = "train",
+) -> tuple[Dataset, DataReport]:
+    """Tokenise a preference data set. One that has token ids already keeps them, within the same lengths.
+
+    Args:
+        dataset: rows in one of the schemas of `burnish.data.formats`, or with `prompt_input_ids`,
+            `chosen_input_ids`, `rejected_input_ids` and, unless every answer token is trained, loss masks.
+        tokenizer: the model's tokenizer.
+        truncation: the lengths that a row may have.
+        on_bad_row: `error` names the bad rows and stops, `drop` leaves them out and counts them.
+        eos_token_ids: ids that end an answer, beside the tokenizer's own EOS.
+        num_proc: processes to share the work, or None for this one.
+        name: the data set's name in messages.
+
+    Returns:
+        Rows of row_id, prompt_input_ids, chosen_input_ids, chosen_loss_mask, rejected_input_ids,
+        rejected_loss_mask and, where given, ref_chosen_logps, ref_rejected_logps, weight, margin; and the
+        report.
+
+    Raises:
+        DataError: no rows, a missing column, bad rows under `error`, or nothing left under `drop`.
+    """
+    if on_bad_row not in ("error", "drop"):
+        raise ValueError(f"on_bad_row={on_bad_row!r} is unknown; known: error, drop")
+    if len(dataset) == 0:
+        raise DataError(f"{name}: the data set has no rows. Check its path, split and filters.")
+    dataset = _split_ref_logps(dataset, name=name)
+    is_tokenized = all(column in dataset.column_names for column in ID_COLUMNS)
+    read = _read_columns(dataset, is_tokenized=is_tokenized, name=name)
+    rules = TokenRules(
+        truncation=truncation,
+        prefix=tuple(special_prefix(tokenizer)),
+        end_ids=_end_ids(tokenizer, eos_token_ids),
+        code=_code_hash(),
+    )
+    mapped = _map(
+        dataset.with_format(None).select_columns(read),
+        function=tokenized_batch if is_tokenized else preference_batch,
+        arguments={"tokenizer": tokenizer, "rules": rules},
+        num_proc=num_proc,
+        name=name,
+    )
+    kept, bad_rows = _split_bad_rows(mapped, on_bad_row=on_bad_row, name=name)
+    ignored = [column for column in dataset.column_names if column not in read] + _ignored_keys(kept)
+    columns = [column for column in _output_features(read) if column not in BOOKKEEPING]
+    report = make_report(kept, name=name, bad_rows=bad_rows, ignored_columns=ignored, content_columns=columns)
+    return kept.select_columns(columns), report
+
+
+def _split_ref_logps(dataset: Dataset, *, name: str) -> Dataset:
+    """`ref_logps`, the reference's log-probs of chosen and rejected in one column, under TRL's two names."""
+    if "ref_logps" not in dataset.column_names:
+        return dataset
+    pairs = list(dataset.with_format(None)["ref_logps"])
+    for row, pair in enumerate(pairs):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise DataError(
+                f"{name}, row {row}, column 'ref_logps': {pair!r} is not two numbers. Give the reference's summed "
+                "log-probs as [chosen, rejected], or the columns ref_chosen_logps and ref_rejected_logps."
+            )
+    columns = {"ref_chosen_logps": [pair[0] for pair in pairs], "ref_rejected_logps": [pair[1] for pair in pairs]}
+    if both := [column for column in columns if column in dataset.column_names]:
+        raise DataError(f"{name}: the data set has ref_logps and {', '.join(both)}: remove one of the two")
+    dataset = dataset.remove_columns("ref_logps")
+    for column, values in columns.items():
+        dataset = dataset.add_column(column, values)  # pyright: ignore[reportCallIssue]
+    return dataset
+
+
+def _read_columns(dataset: Dataset, *, is_tokenized: bool, name: str) -> list[str]:
+    """The columns that are read: of the schema, optional, and refused if filled."""
+    present = dataset.column_names
+    required = ID_COLUMNS if is_tokenized else PREFERENCE_COLUMNS[1:]
+    for column in required:
+        if column not in present:
+            raise DataError(
+                f"{name}: the data set has no column {column!r}{closest(column, present)}\n"
+                f"It has: {', '.join(present)}. A preference data set has prompt, chosen and rejected.\n"
+                f"Rename a column: dataset.rename_column('OLD_NAME', {column!r})."
+            )
+    types = {column: feature.dtype for column, feature in dataset.features.items() if isinstance(feature, Value)}
+    numbers = [
+        next((spelling for spelling in spellings if types.get(spelling, "null") != "null"), None)
+        for spellings in NUMBER_COLUMNS.values()
+    ]
+    row_id = ["row_id"] if "int" in types.get("row_id", "") else []
+    optional = MASK_COLUMNS if is_tokenized else ("prompt", *UNBUILT_COLUMNS)
+    wanted = {*required, *optional, *row_id, *(column for column in numbers if column is not None)}
+    return [column for column in present if column in wanted]
+
+
+def _map(
+    dataset: Dataset,
+    *,
+    function: Callable[..., Any],
+    arguments: dict[str, Any],
+    num_proc: int | None,
+    name: str,
+) -> Dataset:
+    return dataset.map(
+        function,
+        with_indices=True,
+        batched=True,
+        batch_size=BATCH_SIZE,
+        remove_columns=dataset.column_names,
+        features=_output_features(dataset.column_names),
+        fn_kwargs=arguments,
+        num_proc=None if num_proc is None else min(num_proc, len(dataset)),
+        desc=f"tokenize {name}",
+    )
+
+
+def _output_features(read: Sequence[str]) -> Features:
+    """Stated, not inferred: rows that are all bad, or all whole, must not change a column's type."""
+    integer = Value("int64")
+    features: dict[str, Any] = {"row_id": integer, "prompt_input_ids": ListOf(Value("int32"))}
+    for answer in ("chosen", "rejected"):
+        features[f"{answer}_input_ids"] = ListOf(Value("int32"))
+        features[f"{answer}_loss_mask"] = ListOf(Value("bool"))
+    for column, spellings in NUMBER_COLUMNS.items():
+        if any(spelling in read for spelling in spellings):
+            features[column] = Value("float64")
+    features.update(dict.fromkeys((*LENGTHS, *COUNTS), integer))
+    return Features({**features, "ignored_keys": Value("string"), "problem": Value("string")})
+
+
+def _split_bad_rows(mapped: Dataset, *, on_bad_row: str, name: str) -> tuple[Dataset, list[BadRow]]:
+    problems = list(mapped["problem"])
+    bad_rows = [BadRow(**json.loads(problem)) for problem in problems if problem]
+    if not bad_rows:
+        return mapped, []
+    if on_bad_row == "error" or len(bad_rows) == len(problems):
+        raise bad_rows_error(bad_rows, name=name, num_rows=len(problems))
+    return mapped.select([index for index, problem in enumerate(problems) if not problem]), bad_rows
+
+
+def _ignored_keys(kept: Dataset) -> list[str]:
+    filled = {keys for keys in kept["ignored_keys"] if keys}
+    return sorted({f"messages.{key}" for keys in filled for key in keys.split(MESSAGE_SEPARATOR)})
+
+
+def _end_ids(tokenizer: PreTrainedTokenizerBase, eos_token_ids: Sequence[int]) -> tuple[int, ...]:
+    own = tokenizer.eos_token_id
+    return tuple(sorted({*eos_token_ids, *([own] if isinstance(own, int) else [])}))
+
+
+def _code_hash() -> str:
+    """Hash of this folder's code: the cache of `datasets` does not look into functions of a package."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

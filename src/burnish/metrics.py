@@ -1,0 +1,115 @@
+"""Metrics: sums on the device until they are read, and the sentence that explains each name.
+
+Every metric is a `Mean` (total, weight, squares). Means are added over micro-batches, steps and ranks and
+divided once, so that no average of averages exists and each metric knows its own standard error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from burnish.types import Mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EXPLANATIONS: dict[str, str] = {
+    "loss": "What is minimised: each term divided by its count in the step; the mean over the logged steps.",
+    "grad_norm": "Length of the whole gradient before clipping. Spikes mean a hard or broken batch.",
+    "learning_rate": "Step size of the optimizer at the last logged step.",
+    "epoch": "Passes over the training rows so far.",
+    "rewards/chosen": "beta times the log-ratio of policy to reference on chosen answers; 0 before training.",
+    "rewards/rejected": "beta times the log-ratio of policy to reference on rejected answers; should fall.",
+    "rewards/margins": "rewards/chosen minus rewards/rejected: how clearly the policy tells the two apart.",
+    "rewards/accuracies": "Share of pairs whose chosen answer has the higher reward; a tie counts one half.",
+    "logps/chosen": "Summed log-prob of chosen answers in nats. It may fall while the margin grows.",
+    "logps/rejected": "Summed log-prob of rejected answers in nats.",
+    "logits/chosen": "Mean raw logit over vocabulary and chosen tokens. Of no statistical meaning; drift is a hint.",
+    "logits/rejected": "Mean raw logit over vocabulary and rejected tokens. See logits/chosen.",
+    "entropy": "Mean entropy in nats of the next-token distribution over trained tokens. Near 0: the policy collapsed.",
+    "mean_token_accuracy": "Share of chosen tokens that are the policy's most likely token.",
+    "num_tokens": "Prompt and completion tokens seen since the start of the run, all ranks, a prompt once a row.",
+    "num_skipped_steps": "Steps whose loss or gradient was not finite and that never reached the optimizer.",
+    "step_time": "Seconds per optimizer step since the last log line, everything included.",
+    "train_loss": "The loss, averaged over all steps since training was started or resumed.",
+    "runtime": "Seconds that the whole training or evaluation took.",
+    "samples_per_second": "Rows of the data set per second of runtime.",
+    "steps_per_second": "Optimizer steps, or batches of an evaluation, per second of runtime.",
+    "total_flos": "Floating-point operations so far: six per parameter and token, padding included.",
+    "loss/": "One term of a loss with several, before its weight: the mean over that term's own unit.",
+}
+
+
+def explain(name: str) -> str | None:
+    """The sentence that explains a metric, whatever its `eval_` or `train_` prefix, or None if it is unknown.
+
+    >>> explain("eval_rewards/margins").startswith("rewards/chosen minus")
+    True
+    """
+    parts = name.split("_") if name.startswith(("eval_", "train_")) else [name]
+    for start in range(len(parts)):
+        candidate = "_".join(parts[start:])
+        if candidate in EXPLANATIONS:
+            return EXPLANATIONS[candidate]
+        if candidate.startswith("loss/"):
+            return EXPLANATIONS["loss/"]
+    return None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean read off the device: `mean`, the summed `weight`, and the `standard_error` of the mean."""
+
+    mean: float
+    weight: float
+    standard_error: float
+
+    @classmethod
+    def of(cls, total: float, weight: float, squares: float) -> Estimate:
+        """From the three sums of a `Mean`. A weight of 0 gives NaN: nothing was measured."""
+        if weight == 0:
+            return cls(math.nan, 0.0, math.nan)
+        mean = total / weight
+        variance = max(squares / weight - mean * mean, 0.0)
+        return cls(mean, weight, math.sqrt(variance / (weight - 1)) if weight > 1 else math.nan)
+
+
+class MetricBuffer:
+    """Adds up means until somebody reads them; reading costs one reduction and one host sync."""
+
+    def __init__(self) -> None:
+        self._means: dict[str, Mean] = {}
+
+    def add(self, metrics: Mapping[str, Mean]) -> None:
+        """Add each mean to the one of its name."""
+        for name, mean in metrics.items():
+            self._means[name] = self._means[name] + mean if name in self._means else mean
+
+    def flush(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Estimate]:
+        """Read and forget everything. `reduce` sums a (K, 3) tensor over all ranks."""
+        sums = self.state()
+        self._means.clear()
+        if not sums:
+            return {}
+        table: list[list[float]] = reduce(torch.stack(list(sums.values()))).tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        return {name: Estimate.of(*row) for name, row in zip(sums, table, strict=True)}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._means
+
+    def state(self) -> dict[str, Tensor]:
+        """This rank's sums by name, sorted: (3,) total, weight, squares. For the checkpoint."""
+        means = sorted(self._means.items())
+        return {name: torch.stack([mean.total, mean.weight, mean.squares]) for name, mean in means}
+
+    def load_state(self, state: Mapping[str, Tensor], device: torch.device | str) -> None:
+        """Continue from the sums that `state()` returned."""
+        self._means = {}
+        for name, sums in state.items():
+            total, weight, squares = sums.to(device).unbind()
+            self._means[name] = Mean(total=total, weight=weight, squares=squares)

@@ -1,0 +1,1 @@
+"""Model rooms: loading, the one forward, the tiled head, references."""

@@ -1,0 +1,162 @@
+"""What a causal model's trunk and head are. The only room that probes a model; everybody else reads `HeadSpec`.
+
+Families scale or cap their logits under names that do not say whether they multiply or divide, so the transform is
+not looked up: it is the candidate that reproduces the model's own logits on a few tokens, or an error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SCALE_NAMES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+SOFTCAP_NAME = "final_logit_softcapping"
+PROBE_TOKENS = 6
+
+
+class UnsupportedModelError(ValueError):
+    """A model whose trunk or head Burnish cannot score exactly."""
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """logits = softcap * tanh(scale * (W h + b) / softcap), or scale * (W h + b) without a softcap."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+def trunk_of(model: PreTrainedModel) -> nn.Module:
+    """The part of a causal model that turns token ids into the hidden states that its head reads.
+
+    Raises:
+        UnsupportedModelError: the model has no separate trunk, or is an encoder-decoder.
+    """
+    trunk = model.get_decoder()
+    if trunk is None or trunk is model or model.config.is_encoder_decoder:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no decoder-only trunk below its head. Use an AutoModelForCausalLM."
+        )
+    return trunk
+
+
+def head_of(model: PreTrainedModel) -> nn.Linear:
+    """The model's output layer, (V, H) with an optional bias.
+
+    Raises:
+        UnsupportedModelError: the model has none, or it is not a plain linear layer.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        raise UnsupportedModelError(
+            f"the head of {type(model).__name__} is {type(head).__name__}, not a plain torch.nn.Linear, "
+            "so its log-probs cannot be computed in tiles. Quantised and adapted heads are not built yet."
+        )
+    return head
+
+
+@torch.no_grad()
+def inspect_head(model: PreTrainedModel) -> HeadSpec:
+    """Find the transform between `head_of(model)` and the model's logits, by comparing both on a few tokens.
+
+    Raises:
+        UnsupportedModelError: no known transform reproduces the model's logits.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        raw, logits = _raw_and_final_logits(model)
+    finally:
+        model.train(was_training)
+    errors = {spec: _error(spec, raw, logits) for spec in _candidates(model)}
+    best = min(errors, key=lambda spec: errors[spec])
+    tolerance = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 5e-2
+    if not errors[best] <= tolerance:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} changes its logits in a way that is not known: the closest transform, {best}, "
+            f"is off by {errors[best]:.2e} of their size (allowed: {tolerance:.0e})."
+        )
+    return best
+
+
+def logits_of(spec: HeadSpec, raw: Tensor) -> Tensor:
+    """The model's logits from the product of head and hidden state; any shape."""
+    scaled = raw * spec.scale
+    return scaled if spec.softcap is None else spec.softcap * torch.tanh(scaled / spec.softcap)
+
+
+def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The tokens that end an answer: the tokenizer's end-of-sequence and those of the generation config."""
+    generation = model.generation_config
+    of_model = None if generation is None else generation.eos_token_id
+    ids = [tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])]
+    return tuple(dict.fromkeys(i for i in ids if i is not None))
+
+
+def routes_tokens(model: PreTrainedModel) -> str | None:
+    """A warning if the model is a mixture of experts, whose load-balancing loss is not added; else None."""
+    coefficient = getattr(model.config.get_text_config(), "router_aux_loss_coef", None)
+    if not coefficient:
+        return None
+    return (
+        f"{type(model).__name__} is a mixture of experts with router_aux_loss_coef={coefficient}: "
+        "its load-balancing loss is not built yet and is left out"
+    )
+
+
+def num_dropouts(model: nn.Module) -> int:
+    """How many dropout probabilities of the model are above 0."""
+    return len(_dropouts(model))
+
+
+def disable_dropout(model: nn.Module) -> int:
+    """Set every dropout probability of the model to 0, in place; returns how many were above 0."""
+    found = _dropouts(model)
+    for module, name in found:
+        setattr(module, name, 0.0)
+    return len(found)
+
+
+def _dropouts(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Each probability above 0: a layer's `p`, or the number that a module keeps for a functional dropout.
+
+    Families call the number `attention_dropout`, `residual_dropout`, `dropout`, `layerdrop` and more.
+    """
+    return [
+        (module, name)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if ("drop" in name or (name == "p" and isinstance(module, nn.Dropout)))
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and 0 < value <= 1
+    ]
+
+
+def _raw_and_final_logits(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    head = head_of(model)
+    ids = torch.arange(1, PROBE_TOKENS + 1, device=head.weight.device)[None] % head.weight.shape[0]  # (1, 6)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    hidden = trunk_of(model)(**inputs)[0]
+    final = type(model).forward(model, **inputs).logits
+    return nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias), final
+
+
+def _candidates(model: PreTrainedModel) -> list[HeadSpec]:
+    config = model.config.get_text_config()
+    softcap = getattr(config, SOFTCAP_NAME, None)
+    values = [float(v) for name in SCALE_NAMES if (v := getattr(config, name, None))]
+    scales = [1.0, *values, *(1 / value for value in values)]
+    return [HeadSpec(scale, cap) for scale in scales for cap in dict.fromkeys([softcap, None])]
+
+
+def _error(spec: HeadSpec, raw: Tensor, logits: Tensor) -> float:
+    size = logits.double().abs().max().clamp(min=1e-12)
+    return ((logits_of(spec, raw.double()) - logits.double()).abs().max() / size).item()

@@ -1,0 +1,33 @@
+"""Layouts: how the trunk is run over a `TokenBatch`. Every layout is (trunk, batch) -> hidden, and changes no value."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor, nn
+
+    from burnish.types import TokenBatch
+
+
+def run_rows(trunk: nn.Module, batch: TokenBatch) -> Float[Tensor, "N T1 H"]:
+    """One row for each completion: its prompt, then its tokens.
+
+    Prompts are left-padded and completions right-padded, so every completion starts in the same column and the
+    state before its first token is the prompt's last one. Positions count real tokens only.
+
+    Returns:
+        (N, T+1, H): the state before each completion token, and after the last.
+    """
+    prompt_ids, prompt_mask = (
+        batch.prompt_ids[batch.prompt_index],
+        batch.prompt_mask[batch.prompt_index],
+    )  # (N, L)
+    input_ids = torch.cat([prompt_ids, batch.completion_ids], dim=1)  # (N, L+T)
+    mask = torch.cat([prompt_mask, batch.completion_mask], dim=1).long()  # (N, L+T)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    hidden = trunk(input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False)[0]
+    return hidden[:, prompt_ids.shape[1] - 1 :]

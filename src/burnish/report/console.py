@@ -1,0 +1,211 @@
+"""What a run shows on the console: a progress line, and the table at the end. It reads, and writes no files."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+from transformers import TrainerCallback
+
+from burnish.report.numbers import Estimated, compare, duration, held_out_sizes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+SHOWN = {
+    "loss": "loss {:.4f}",
+    "rewards/margins": "margin {:+.3f}",
+    "rewards/accuracies": "accuracy {:.2f}",
+    "num_skipped_steps": "{:.0f} steps skipped",
+}
+NUM_TIMED_STEPS = 20
+STEERING = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C)))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A greedy answer; `is_cut` if it did not end within the tokens it was given."""
+
+    text: str
+    is_cut: bool
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt, and the answers before (None: not known) and after training."""
+
+    prompt: str
+    before: Answer | None
+    after: Answer
+
+
+class ProgressLine(TrainerCallback):
+    """A live line on a terminal, else one line for each log line of the training.
+
+    Args:
+        console: where to write.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: Live | None = None
+        self._logs: dict[str, float] = {}
+        self._seconds: deque[float] = deque(maxlen=NUM_TIMED_STEPS)
+        self._last_end: float | None = None
+        self._step, self._total = 0, 0
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the live line and the clock, at the first step."""
+        if self._last_end is None:
+            self._last_end = time.perf_counter()
+        if self._live is None and self._console.is_terminal and state.is_world_process_zero:
+            self._live = Live(get_renderable=self._line, console=self._console, refresh_per_second=4)
+            self._live.start()
+        self._step, self._total = state.global_step, state.max_steps
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Time the step."""
+        now = time.perf_counter()
+        if self._last_end is not None:
+            self._seconds.append(now - self._last_end)
+        self._last_end, self._step, self._total = now, state.global_step, state.max_steps
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Take over the numbers of a log line of training; show one of evaluation during training on its own line."""
+        numbers = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
+        if "loss" in numbers:
+            self._logs = numbers
+            self._step = state.global_step
+        if not state.is_world_process_zero:
+            return
+        if "loss" in numbers and self._live is None:
+            self._console.print(self._line(), soft_wrap=True)
+        elif any(name.startswith("eval_") for name in numbers) and self._last_end is not None:
+            self._console.print(Text(evaluation_line(state.global_step, numbers)), soft_wrap=True)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the last line as it is."""
+        self.stop()
+        self._last_end = None
+
+    def stop(self) -> None:
+        """Give the terminal back; also after an error."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _line(self) -> Text:
+        seconds = statistics.median(self._seconds) if self._seconds else None
+        return Text(progress_line(self._step, self._total, self._logs, seconds))
+
+
+def progress_line(step: int, total: int, logs: Mapping[str, float], seconds: float | None) -> str:
+    """Where training is: step, latest numbers, seconds a step, time left.
+
+    >>> progress_line(12, 30, {"loss": 0.65, "rewards/margins": 0.09}, 9.5)
+    'step 12/30 · loss 0.6500 · margin +0.090 · 9.5 s a step · 2 min 51 s left'
+    """
+    parts = [f"step {step}/{total}"]
+    for name, form in SHOWN.items():
+        if name in logs and (name != "num_skipped_steps" or logs[name]):
+            parts.append(form.format(logs[name]))
+    if seconds is not None:
+        parts += [f"{seconds:.2g} s a step" if seconds < 10 else f"{seconds:.0f} s a step"]
+        parts += [f"{duration(seconds * (total - step))} left"] if total > step else []
+    return " · ".join(parts)
+
+
+def evaluation_line(step: int, numbers: Mapping[str, float]) -> str:
+    """The held-out numbers of an evaluation in the middle of training."""
+    shown = [
+        f"{name} {value:.4f}"
+        for name, value in numbers.items()
+        if name.endswith(("_loss", "_rewards/accuracies", "_rewards/margins"))
+    ]
+    return f"step {step} · {' · '.join(shown)}"
+
+
+def final_table(
+    before: Mapping[str, Estimated],
+    after: Mapping[str, Estimated],
+    samples: Sequence[Sample],
+    run_dir: Path | str,
+    next_commands: Sequence[str],
+) -> RenderableType:
+    """What came of a run: numbers before and after, answers side by side, where it lies, what to try next."""
+    parts: list[RenderableType] = [*_numbers(before, after), *_samples(samples)]
+    parts.append(Text(f"\nRun directory: {visible(str(run_dir))}"))
+    if next_commands:
+        parts.append(Text("Next:"))
+        parts += [Text(f"  {visible(command)}", no_wrap=True, overflow="ignore") for command in next_commands]
+    return Group(*parts)
+
+
+def _numbers(before: Mapping[str, Estimated], after: Mapping[str, Estimated]) -> list[RenderableType]:
+    rows = compare(before, after)
+    if not rows:
+        return [Text("No held-out rows, so nothing was measured: set data.eval or data.eval_rows.")]
+    table = Table(title=Text(f"Held out, with 95 % intervals: {held_out_sizes(rows)}"), title_justify="left")
+    for header in ("", "before", "after"):
+        table.add_column(header, overflow="fold")
+    for row in rows:
+        table.add_row(Text(row.label), row.before, row.after)
+    return [table]
+
+
+def _samples(samples: Sequence[Sample]) -> list[RenderableType]:
+    parts: list[RenderableType] = []
+    for sample in samples:
+        table = Table(expand=True, show_lines=False, box=None, padding=(0, 2, 0, 0))
+        table.add_column("before", ratio=1, overflow="fold")
+        table.add_column("after", ratio=1, overflow="fold")
+        table.add_row(_answer(sample.before), _answer(sample.after))
+        parts.append(Panel(table, title=_title(sample.prompt), title_align="left"))
+    return parts
+
+
+def _title(prompt: str, *, length: int = 200) -> Text:
+    text = " ".join(visible(prompt).split())
+    return Text(text if len(text) <= length else f"{text[:length]}…")
+
+
+def _answer(answer: Answer | None) -> Text:
+    if answer is None:
+        return Text("not known", style="dim")
+    text = Text(visible(answer.text).strip() or "(empty)")
+    return text.append(" … (cut)", style="dim") if answer.is_cut else text
+
+
+def visible(text: str) -> str:
+    r"""Text without the characters that steer a terminal or turn its direction; line breaks and tabs stay.
+
+    >>> visible("a\x1b[2Jb\tc\n")
+    'a[2Jb\tc\n'
+    """
+    return "".join(c for c in text if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160 or _steers(c)))
+
+
+def _steers(character: str) -> bool:
+    return character in STEERING or 0xD800 <= ord(character) <= 0xDFFF

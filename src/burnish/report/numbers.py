@@ -1,0 +1,152 @@
+"""The numbers of a report, as pure functions: intervals, and what is shown before and after training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+Z_95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
+
+
+class Estimated(Protocol):
+    """A mean over `weight` units with its standard error, such as `burnish.metrics.Estimate`."""
+
+    @property
+    def mean(self) -> float:
+        """The mean."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """How many units it is over."""
+        ...
+
+    @property
+    def standard_error(self) -> float:
+        """The standard error of the mean."""
+        ...
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95 % confidence interval."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: what was measured, in how many units, before and after."""
+
+    label: str
+    weight: float
+    before: str
+    after: str
+
+
+def wilson(mean: float, weight: float) -> Interval:
+    """Wilson's 95 % interval of a share; it stays within [0, 1] and does not collapse at its ends.
+
+    centre = (p + z²/2n) / (1 + z²/n),   half width = z sqrt(p (1 - p) / n + z²/4n²) / (1 + z²/n)
+
+    Args:
+        mean: the share p, in [0, 1].
+        weight: the number n it is a share of; 0 gives NaN.
+
+    Source: Wilson (1927), "Probable inference, the law of succession, and statistical inference".
+
+    >>> interval = wilson(0.5, 100)
+    >>> round(interval.low, 4), round(interval.high, 4)
+    (0.4038, 0.5962)
+    """
+    if weight <= 0 or math.isnan(mean):
+        return Interval(math.nan, math.nan)
+    square = Z_95 * Z_95 / weight
+    centre = (mean + square / 2) / (1 + square)
+    half = Z_95 * math.sqrt(max(mean * (1 - mean), 0.0) / weight + square / (4 * weight)) / (1 + square)
+    return Interval(centre - half, centre + half)
+
+
+def normal(mean: float, standard_error: float) -> Interval:
+    """mean ± 1.96 standard errors."""
+    return Interval(mean - Z_95 * standard_error, mean + Z_95 * standard_error)
+
+
+def compare(before: Mapping[str, Estimated], after: Mapping[str, Estimated]) -> list[Row]:
+    """Held-out loss, accuracy and margin of every evaluated data set, before and after.
+
+    Args:
+        before: estimates by prefixed name, such as `eval_rewards/margins`; may be empty.
+        after: the same.
+    """
+    names = [name for name in {**before, **after} if _measure(name)]
+    return [
+        Row(
+            name,
+            _weight(before.get(name), after.get(name)),
+            _cell(name, before.get(name)),
+            _cell(name, after.get(name)),
+        )
+        for name in names
+    ]
+
+
+def held_out_sizes(rows: Sequence[Row]) -> str:
+    """How many pairs each evaluated data set has.
+
+    >>> held_out_sizes([Row("eval_hard_rewards/accuracies", 80.0, "", "")])
+    'eval_hard 80 pairs'
+    """
+    ending = "_rewards/accuracies"
+    counted = [row for row in rows if row.label.endswith(ending)]
+    return ", ".join(f"{row.label.removesuffix(ending)} {row.weight:g} pairs" for row in counted)
+
+
+def shown_interval(mean: float, interval: Interval) -> str:
+    """A mean with its interval; without one where it is not known.
+
+    >>> shown_interval(0.5, Interval(0.4038, 0.5962))
+    '0.500 [0.404, 0.596]'
+    """
+    if math.isnan(mean):
+        return "nothing measured"
+    if math.isnan(interval.low):
+        return f"{mean:.3f}"
+    return f"{mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a person.
+
+    >>> duration(8.4), duration(173), duration(7300)
+    ('8 s', '2 min 53 s', '2 h 01 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+MEASURES = ("loss", "rewards/accuracies", "rewards/margins")
+
+
+def _measure(name: str) -> str | None:
+    return next((measure for measure in MEASURES if name.endswith(f"_{measure}")), None)
+
+
+def _weight(before: Estimated | None, after: Estimated | None) -> float:
+    known = after or before
+    return math.nan if known is None else known.weight
+
+
+def _cell(name: str, estimate: Estimated | None) -> str:
+    if estimate is None:
+        return "not measured"
+    if _measure(name) == "rewards/accuracies":
+        return shown_interval(estimate.mean, wilson(estimate.mean, estimate.weight))
+    return shown_interval(estimate.mean, normal(estimate.mean, estimate.standard_error))

@@ -1,0 +1,1 @@
+"""Runtime rooms: processes, checkpoints, guards, the run directory."""

@@ -1,0 +1,268 @@
+"""PolicyTrainer: connects the rooms on `transformers.Trainer`. A subclass defines `loss`, and nothing else.
+
+One optimizer step: `get_batch_samples` takes the step's parcels and counts their units over all ranks (one
+collective); `compute_loss` runs `loss` on each parcel, divides its terms by the counts and adds up its metrics on the
+device (no sync); `_get_grad_norm` lets only finite steps reach the optimizer; `log` reads the metrics (one
+collective, one sync).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from burnish.compat import check_versions
+from burnish.metrics import MetricBuffer
+from burnish.models.forward import install_forward
+from burnish.models.introspect import disable_dropout, end_token_ids
+from burnish.models.load import load_policy, load_tokenizer
+from burnish.runtime.distributed import sum_over_ranks
+from burnish.runtime.guard import StepGuard, poison
+from burnish.runtime.state import Counter, Stateful
+from burnish.trainers.config import PolicyConfig
+from burnish.trainers.division import counted, divide, step_counts, term_means, unit_rows
+from burnish.trainers.evaluation import EvaluationMixin
+from burnish.trainers.persistence import PersistenceMixin
+from burnish.trainers.rows import RowsMixin
+from burnish.trainers.running import RunningMixin
+from burnish.types import LossOutput, Mean, TokenBatch, wide
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+
+class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PersistenceMixin, ABC):
+    """Trains a policy on parcels. Abstract: a subclass defines `loss`.
+
+    Args:
+        model: a causal model, its name or path, or the short name of an embedded one.
+        args: the options; a subclass's `config_class` with its defaults if None.
+        train_dataset: rows, a `datasets.Dataset`, a path (.jsonl, .json, .parquet, .csv), or a hub name.
+        eval_dataset: the same, or a mapping of names to several.
+        processing_class: the tokenizer; loaded from the model's name if None.
+        data_collator: rows to parcels; `PreferenceCollator` if None.
+        callbacks: as in `transformers.Trainer`.
+        optimizers: as in `transformers.Trainer`.
+        peft_config: refused: not built yet.
+        quantization_config: refused: not built yet.
+
+    Raises:
+        ValueError: an option or combination that is not supported; the message says which and what to do.
+        DataError: rows that cannot be trained on, all of them named.
+    """
+
+    loss_is_scaled_for_ga = True
+    config_class: type[PolicyConfig] = PolicyConfig
+    couples_rows = False
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        args: PolicyConfig | None = None,
+        *,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        data_collator: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        peft_config: Any = None,
+        quantization_config: Any = None,
+    ) -> None:
+        check_versions()
+        _refuse_unbuilt(peft_config=peft_config, quantization_config=quantization_config)
+        options = self.checked_args(args)
+        remote = options.trust_remote_code
+        self.processing_class = processing_class or load_tokenizer(model, trust_remote_code=remote)
+        policy = load_policy(model, trust_remote_code=remote, init_kwargs=_mapping(options.model_init_kwargs))
+        self.num_dropouts_disabled = disable_dropout(policy) if options.disable_dropout else 0
+        install_forward(policy)
+        self.end_token_ids = end_token_ids(policy, self.processing_class)
+        self.args, self.data_reports, self.estimates = options, {}, {}
+        self.run = None
+        self.metric_buffer = MetricBuffer()
+        self.guard = StepGuard(max_skipped=options.max_skipped_steps)
+        self.num_tokens = Counter()
+        self._step_started: float | None = None  # set by the first step, so that what comes before it is not counted
+        super().__init__(
+            model=policy,
+            args=options,
+            data_collator=cast("Any", data_collator or self._make_collator()),
+            train_dataset=None if train_dataset is None else self._prepare_dataset(train_dataset, "train"),
+            eval_dataset=self._prepare_eval(eval_dataset),
+            processing_class=self.processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        _refuse_environment(self)
+        self.findings = self._lint()
+
+    @classmethod
+    def checked_args(cls, args: PolicyConfig | None) -> Any:
+        """The options, or the defaults of `config_class`.
+
+        Raises:
+            TypeError: not a configuration of this trainer.
+        """
+        if args is not None and not isinstance(args, cls.config_class):
+            raise TypeError(
+                f"args is {type(args).__name__}; {cls.__name__} takes {cls.config_class.__name__}(...), and "
+                "ref_model is a keyword: DPOTrainer(model, args=DPOConfig(...), ref_model=...)"
+            )
+        return cls.config_class() if args is None else args
+
+    # What a subclass defines.
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Any) -> LossOutput:
+        """Terms and metrics of one micro-batch.
+
+        Args:
+            model: the wrapped policy; only `burnish.forward(model, batch)` should call it.
+            batch: a parcel of the collator.
+
+        Returns:
+            Unreduced losses with their unit. Do not divide: the trainer divides each term once, by the count of its
+            unit in the whole optimizer step.
+        """
+
+    def prepare_step(self, model: nn.Module, parcels: Sequence[TokenBatch]) -> list[TokenBatch]:
+        """The step's parcels before any of them is trained on. A loss that couples rows scores them all here."""
+        del model
+        return list(parcels)
+
+    def check_first_step(self, batch: Any) -> dict[str, Any]:
+        """Identities that must hold before the first step, as an event; `ok` False is shown as a warning."""
+        del batch
+        return {}
+
+    def stateful(self) -> dict[str, Stateful]:
+        """Counters and running statistics that belong in a checkpoint."""
+        return {"num_tokens": self.num_tokens, "guard": self.guard}
+
+    def binding(self) -> dict[str, Any]:
+        """What else must be the same for a resumed run to continue this one, in JSON types."""
+        return {}
+
+    # One step.
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[TokenBatch], num_batches: int, device: torch.device
+    ) -> tuple[list[TokenBatch], dict[str, Tensor]]:
+        """The parcels of one optimizer step, and the count of every unit in it over all ranks."""
+        self._step_started = self._step_started or time.perf_counter()
+        parcels = [batch.to(device) for batch in islice(epoch_iterator, num_batches)]
+        counts = step_counts(parcels, device)
+        self.num_tokens.add(counts["input_token"].long())
+        self.metric_buffer.add({"loss": _steps(counts["input_token"], self.args.process_index == 0)})
+        if self.state.global_step == 0 and not parcels[0].is_filler:
+            self._report_first_step(parcels[0])
+        with self.accelerator.autocast():
+            return self.prepare_step(self.model_wrapped, parcels), counts
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: TokenBatch,
+        return_outputs: bool = False,
+        num_items_in_batch: Mapping[str, Tensor] | None = None,
+    ) -> Any:
+        """`loss` of one micro-batch, divided once; times the number of processes, since gradients are averaged."""
+        output = self.loss(model, inputs)
+        counts = step_counts([inputs], self.args.device) if num_items_in_batch is None else num_items_in_batch
+        total = divide(output.terms, inputs, counts)
+        metrics = term_means(output.terms, inputs) if len(output.terms) > 1 else {}
+        self.metric_buffer.add(counted({**metrics, **output.metrics}, inputs))
+        if not inputs.is_filler:
+            for term in output.terms:
+                self.guard.watch(*unit_rows(term, inputs))
+        self.metric_buffer.add({"loss": _contribution(total)})
+        loss = poison(total) * self.args.world_size
+        return (loss, output) if return_outputs else loss
+
+    def _prepare_inputs(self, inputs: TokenBatch) -> TokenBatch:
+        return inputs.to(self.args.device)
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        """Clip, unless the norm is not finite: clipping would spread one bad number over every gradient."""
+        norm = self._total_norm(model)
+        if bool(norm.isfinite()):
+            clip_grads_with_norm_(model.parameters(), self.args.max_grad_norm, norm)
+        return norm
+
+    def _total_norm(self, model: nn.Module) -> Tensor:
+        self.accelerator.unscale_gradients()
+        return get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float:
+        norm = float(self._total_norm(model) if grad_norm is None else grad_norm)
+        event = self.guard.check(model, norm, step=self.state.global_step)
+        if event is not None:
+            rows = event["rows"] or event["all_rows"]
+            message = f"step {self.state.global_step + 1} skipped: gradient norm {norm}, rows {rows}"
+            self.tell("skipped_step", message, step=self.state.global_step + 1, **event)
+        return norm
+
+    def floating_point_ops(self, inputs: TokenBatch) -> int:
+        """Six operations per parameter and token of the rows layout, padding included."""
+        rows, length = inputs.completion_ids.shape
+        return 6 * rows * (length + inputs.prompt_ids.shape[1]) * self.model.num_parameters(exclude_embeddings=True)
+
+    def _track_num_input_tokens(self, inputs: TokenBatch) -> None:
+        """`num_tokens` is counted per step, on the device."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Complete a log line of training with the metrics since the last one, and write every line to the run."""
+        if "loss" in logs and "grad_norm" in logs:
+            estimates = self.metric_buffer.flush(sum_over_ranks)
+            now, steps = time.perf_counter(), estimates["loss"].weight
+            logs.update({name: estimate.mean for name, estimate in estimates.items()})
+            logs["num_tokens"] = self.num_tokens.value
+            logs["num_skipped_steps"] = self.guard.num_skipped.value
+            logs["step_time"] = (now - (self._step_started or now)) / max(steps, 1)
+            self._step_started = now
+        super().log(logs, start_time)
+        if self.run is not None:
+            self.run.metric(self.state.global_step, {k: v for k, v in logs.items() if isinstance(v, int | float)})
+
+
+def _refuse_unbuilt(**arguments: Any) -> None:
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(f"{name} is not built yet, see docs/limits.md: remove it, or prepare the model yourself")
+
+
+def _refuse_environment(trainer: PolicyTrainer) -> None:
+    if trainer.args.n_gpu > 1:
+        raise ValueError(
+            f"{trainer.args.n_gpu} GPUs are visible to one process, which would use DataParallel: start with "
+            "`accelerate launch`, or set CUDA_VISIBLE_DEVICES to one of them"
+        )
+    if trainer.is_fsdp_enabled or trainer.args.fsdp:
+        raise ValueError("FSDP through the Trainer is not built yet (on CPU it silently becomes DDP): remove fsdp")
+
+
+def _mapping(value: dict[str, Any] | str | None) -> dict[str, Any]:
+    if isinstance(value, str):
+        return json.loads(value)
+    return dict(value or {})
+
+
+def _steps(like: Tensor, count: bool) -> Mean:
+    """The weight of one more step under `loss`; one rank counts it."""
+    zero = torch.zeros_like(like)
+    return Mean(total=zero, weight=zero + float(count), squares=zero)
+
+
+def _contribution(total: Tensor) -> Mean:
+    """A micro-batch's share of a step's loss; `_steps` holds the weight."""
+    value = wide(total.detach())
+    return Mean(total=value, weight=torch.zeros_like(value), squares=torch.zeros_like(value))

@@ -1,0 +1,75 @@
+"""Evaluation: the trainer's own loss and metrics over a whole data set, as sums; every row counts once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from transformers.trainer_utils import EvalLoopOutput
+
+from burnish.metrics import Estimate, MetricBuffer
+from burnish.runtime.distributed import sum_over_ranks
+from burnish.trainers.division import counted, term_means
+from burnish.trainers.host import Host
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from burnish.types import Term, TokenBatch
+
+
+class EvaluationMixin(Host):
+    """An evaluation loop of sums and counts. `estimates` holds what it found."""
+
+    def evaluation_loop(
+        self,
+        dataloader: Iterable[TokenBatch],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """The loss and every metric over all rows of `dataloader` on all ranks, under evaluation mode.
+
+        A loss that couples rows sees the whole data set as one step. Returns no predictions.
+        """
+        del description, prediction_loss_only, ignore_keys
+        model = self.model_wrapped
+        was_training = model.training
+        model.eval()
+        buffer, terms = MetricBuffer(), ()
+        num_rows = torch.zeros((), device=self.args.device)
+        with torch.no_grad(), self.accelerator.autocast():
+            for batch in self._evaluation_parcels(model, dataloader):
+                output = self.loss(model, batch)
+                terms = output.terms
+                buffer.add(counted({**term_means(terms, batch), **output.metrics}, batch))
+                num_rows += 0 if batch.is_filler else batch.row_id.unique().numel()
+                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        model.train(was_training)
+        estimates = _with_loss(buffer.flush(sum_over_ranks), terms)
+        named = {f"{metric_key_prefix}_{name}": estimate for name, estimate in estimates.items()}
+        self.estimates = {**self.estimates, **named}
+        return EvalLoopOutput(
+            predictions=(np.empty(0),),
+            label_ids=None,
+            metrics={name: estimate.mean for name, estimate in named.items()},
+            num_samples=int(sum_over_ranks(num_rows)),
+        )
+
+    def _evaluation_parcels(self, model: nn.Module, dataloader: Iterable[TokenBatch]) -> Iterable[TokenBatch]:
+        moved = (batch.to(self.args.device) for batch in dataloader)
+        return self.prepare_step(model, list(moved)) if self.couples_rows else moved
+
+
+def _with_loss(estimates: dict[str, Estimate], terms: Sequence[Term]) -> dict[str, Estimate]:
+    """Add `loss`, the weighted sum of the terms; a single term is not listed beside it."""
+    parts = [estimates[f"loss/{term.name}"] for term in terms]
+    mean = sum(term.coefficient * part.mean for term, part in zip(terms, parts, strict=True))
+    if len(terms) != 1:
+        return {"loss": Estimate(mean, 1.0, torch.nan), **estimates}
+    rest = {name: estimate for name, estimate in estimates.items() if name != f"loss/{terms[0].name}"}
+    factor = terms[0].coefficient
+    return {"loss": Estimate(mean, parts[0].weight, abs(factor) * parts[0].standard_error), **rest}

@@ -1,0 +1,89 @@
+"""The typed ground under a trainer: what its parts may rely on, declared once.
+
+`PolicyTrainer` is made of parts (rows, evaluation, running, persistence), one file each. Each is a `Host`:
+`transformers.Trainer` with the attributes below, whose types are narrower than the Trainer's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import Trainer
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from burnish.data.lint import Finding
+    from burnish.data.report import DataReport
+    from burnish.metrics import Estimate, MetricBuffer
+    from burnish.runtime.cpu import CpuSettings
+    from burnish.runtime.guard import StepGuard
+    from burnish.runtime.rundir import RunDirectory
+    from burnish.runtime.state import Counter, Stateful
+    from burnish.trainers.config import PolicyConfig
+    from burnish.types import LossOutput, TokenBatch
+
+
+class Host(Trainer):
+    """`transformers.Trainer` as the parts of a trainer see it.
+
+    Attributes:
+        data_reports: what was cut, dropped or left out of each data set, by its name.
+        estimates: mean, weight and standard error of each metric of the latest evaluations, by prefixed name.
+        end_token_ids: the tokens that end an answer.
+        metric_buffer: sums of the metrics since the last log line.
+        guard: lets only finite steps reach the optimizer.
+        num_tokens: tokens seen since the start of the run.
+        run: the open run directory of the main process during training, else None.
+        cpu_settings: what the CPU runtime was set to for the run, or None.
+        findings: faults of the data sets that do not stop a run.
+        couples_rows: the loss of a row depends on the other rows of the step.
+    """
+
+    couples_rows: bool = False
+
+    if TYPE_CHECKING:
+        args: PolicyConfig
+        model: PreTrainedModel
+        model_wrapped: nn.Module
+        processing_class: PreTrainedTokenizerBase
+        train_dataset: Dataset | None
+        eval_dataset: Dataset | dict[str, Dataset] | None
+        data_collator: Any
+        optimizer: torch.optim.Optimizer
+        lr_scheduler: torch.optim.lr_scheduler.LRScheduler
+        data_reports: dict[str, DataReport]
+        estimates: dict[str, Estimate]
+        end_token_ids: tuple[int, ...]
+        findings: list[Finding]
+        metric_buffer: MetricBuffer
+        guard: StepGuard
+        num_tokens: Counter
+        run: RunDirectory | None
+        cpu_settings: CpuSettings | None
+
+        def loss(self, model: nn.Module, batch: Any) -> LossOutput: ...
+
+        def prepare_step(self, model: nn.Module, parcels: Sequence[TokenBatch]) -> list[TokenBatch]: ...
+
+        def check_first_step(self, batch: Any) -> dict[str, Any]: ...
+
+        def stateful(self) -> dict[str, Stateful]: ...
+
+        def binding(self) -> dict[str, Any]: ...
+
+        def find_checkpoint(
+            self, resume_from_checkpoint: str | bool | None
+        ) -> tuple[Path | None, list[dict[str, Any]]]: ...
+
+    @property
+    def run_path(self) -> Path:
+        """The run directory, whether or not it is open."""
+        if self.args.output_dir is None:
+            raise ValueError("output_dir is None: it was unset after the configuration was made")
+        return Path(self.args.output_dir)

@@ -1,0 +1,101 @@
+"""A trainer's rows: from whatever was given as a data set to this rank's parcels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import Dataset
+
+from burnish.data.collate import PreferenceCollator
+from burnish.data.lint import Finding, lint_preferences
+from burnish.data.sampler import BatchLoader, RankBatchSampler
+from burnish.data.sources import load_rows
+from burnish.data.tokenize import TruncationPolicy, prepare_preferences
+from burnish.trainers.host import Host
+
+
+class RowsMixin(Host):
+    """Preparing data sets, and the loaders over them."""
+
+    def _prepare_dataset(self, dataset: Any, name: str) -> Dataset:
+        """Rows of any accepted form -> token ids; what was cut, dropped or left out is in `data_reports[name]`."""
+        args = self.args
+        with args.main_process_first(desc=f"tokenising {name}"):
+            prepared, report = prepare_preferences(
+                load_rows(dataset),
+                self.processing_class,
+                truncation=TruncationPolicy(
+                    max_length=args.max_length,
+                    max_prompt_length=args.max_prompt_length,
+                    max_completion_length=args.max_completion_length,
+                    truncation_mode=args.truncation_mode,
+                ),
+                on_bad_row=args.on_bad_row,
+                eos_token_ids=self.end_token_ids,
+                num_proc=args.dataset_num_proc,
+                name=name,
+            )
+        self.data_reports[name] = report
+        return prepared
+
+    def _prepare_eval(self, eval_dataset: Any) -> Any:
+        if eval_dataset is None:
+            return None
+        if isinstance(eval_dataset, Mapping):
+            return {name: self._prepare_dataset(rows, f"eval_{name}") for name, rows in eval_dataset.items()}
+        return self._prepare_dataset(eval_dataset, "eval")
+
+    def _lint(self) -> list[Finding]:
+        """Faults of the data sets that do not stop a run, told when it starts."""
+        if self.train_dataset is None:
+            return []
+        held_out = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
+        return lint_preferences(self.train_dataset, {n: rows for n, rows in held_out.items() if rows is not None})
+
+    def _make_collator(self) -> PreferenceCollator:
+        own: Any = self.processing_class.pad_token_id
+        pad = own if own is not None else next(iter(self.end_token_ids), 0)  # masks come from lengths: any id will do
+        multiple = self.args.pad_to_multiple_of
+        return PreferenceCollator(pad, pad_to_multiple_of=None if multiple is None else int(multiple))
+
+    def _loader(self, dataset: Dataset, *, batch_size: int, train: bool) -> BatchLoader:
+        args = self.args
+        sampler = RankBatchSampler(
+            len(dataset),
+            batch_size=batch_size,
+            num_replicas=args.world_size,
+            rank=args.process_index,
+            shuffle=train,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            drop_last=args.dataloader_drop_last and train,
+        )
+        pin = args.dataloader_pin_memory and args.device.type == "cuda"
+        return BatchLoader(
+            dataset, sampler, self.data_collator, num_workers=args.dataloader_num_workers, pin_memory=pin
+        )
+
+    def get_train_dataloader(self) -> BatchLoader:
+        """This rank's micro-batches; no row is duplicated."""
+        if self.train_dataset is None:
+            raise ValueError("training needs train_dataset")
+        return self._loader(self.train_dataset, batch_size=self._train_batch_size, train=True)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> BatchLoader:
+        """The same for evaluation, in order. Rows that are not prepared yet are."""
+        if isinstance(eval_dataset, str) and isinstance(self.eval_dataset, dict) and eval_dataset in self.eval_dataset:
+            eval_dataset = self.eval_dataset[eval_dataset]
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise ValueError("evaluation needs eval_dataset")
+        if not (isinstance(dataset, Dataset) and "prompt_input_ids" in dataset.column_names):
+            dataset = self._prepare_dataset(dataset, "eval")
+        return self._loader(longest_first(dataset), batch_size=self.args.eval_batch_size, train=False)
+
+
+def longest_first(dataset: Dataset) -> Dataset:
+    """The rows by falling length, so that evaluation pads little; sums do not depend on the order."""
+    columns = ("prompt_input_ids", "chosen_input_ids", "rejected_input_ids")
+    table = [[len(ids) for ids in dataset[name]] for name in columns]
+    lengths = [prompt + max(answers) for prompt, *answers in zip(*table, strict=True)]
+    return dataset.select(sorted(range(len(dataset)), key=lambda row: -lengths[row]))

@@ -1,0 +1,130 @@
+"""A run from start to end: where it resumes, its directory, its CPU settings, what it tells."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.utils import logging
+
+from burnish.models.introspect import routes_tokens
+from burnish.runtime import cpu
+from burnish.runtime.checkpoint import read_manifest, remove_leftovers
+from burnish.runtime.manifest import collect_manifest
+from burnish.runtime.rundir import RunDirectory
+from burnish.trainers.host import Host
+
+if TYPE_CHECKING:
+    from burnish.types import TokenBatch
+
+logger = logging.get_logger(__name__)
+
+
+class RunningMixin(Host):
+    """`train` with a run directory around it.
+
+    Attributes:
+        run_file: what else run.yaml holds, besides the options: model and data, if the run was made from a file.
+    """
+
+    run_file: Mapping[str, Any] = MappingProxyType({})
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train, or continue a run exactly where its checkpoint was taken.
+
+        Args:
+            resume_from_checkpoint: True for the newest sound checkpoint of `output_dir`, or a path to one.
+            kwargs: as in `transformers.Trainer.train`.
+
+        Raises:
+            RunExistsError: `output_dir` holds another run.
+            ValueError: there is no sound checkpoint, or its run was made with other settings.
+            DivergedError: too many steps in a row were not finite.
+        """
+        if resume_from_checkpoint is None:
+            resume_from_checkpoint = self.args.resume_from_checkpoint
+        found, skipped = self.find_checkpoint(resume_from_checkpoint)
+        before = _current_settings()
+        self.cpu_settings = self._choose_cpu_settings(found)
+        self._open_run(found)
+        for event in skipped:
+            self.tell("damaged_checkpoint", f"passed over {event['path']}: {event['problems'][0]}", **event)
+        self._step_started = None
+        try:
+            return super().train(resume_from_checkpoint=None if found is None else str(found), **kwargs)
+        finally:
+            if self.cpu_settings is not None:
+                cpu.apply(before)
+            if self.run is not None:
+                self.run.event("end", step=self.state.global_step)
+                self.run.close()
+                self.run = None
+
+    def tell(self, kind: str, message: str, *, show: bool = True, **fields: Any) -> None:
+        """Write an event of the run, and show its message unless told not to."""
+        if self.run is not None:
+            self.run.event(kind, message=message, **fields)
+        if show and self.is_world_process_zero():
+            logger.warning(message)
+
+    def _choose_cpu_settings(self, found: Path | None) -> cpu.CpuSettings | None:
+        if self.args.cpu_tuning == "off" or self.args.device.type != "cpu":
+            return None
+        saved = read_manifest(found).get("cpu_settings") if found is not None else None
+        settings = cpu.CpuSettings.from_dict(saved) if saved else cpu.probe()
+        return cpu.apply(settings)
+
+    def _open_run(self, found: Path | None) -> None:
+        if not self.args.should_save:
+            return
+        directory = self.run_path
+        resumes = found is not None and found.resolve().parent == directory.resolve()
+        manifest = collect_manifest(
+            command=sys.argv,
+            seed=self.args.seed,
+            datasets=[report.as_dict() for report in self.data_reports.values()],
+            model=self._describe_model(),
+        )
+        manifest["cpu_settings"] = None if self.cpu_settings is None else self.cpu_settings.as_dict()
+        self.run = RunDirectory.open(
+            directory,
+            config=self.run_config(),
+            manifest=manifest,
+            resume_step=int(found.name.rsplit("-", 1)[1]) if found is not None and resumes else None,
+            overwrite=self.args.overwrite_output_dir and not resumes,
+        )
+        remove_leftovers(directory)
+        for name, report in self.data_reports.items():
+            self.run.event("data", data_set=name, lines=report.lines())
+        for finding in self.findings:
+            self.tell("lint", finding.message, code=finding.code, count=finding.count, rows=list(finding.rows))
+        if mixture := routes_tokens(self.model):
+            self.tell("model", mixture)
+
+    def run_config(self) -> dict[str, Any]:
+        """What run.yaml holds: `run_file`, if somebody set it, with every option of `args` resolved."""
+        return {**self.run_file, "training": self.args.resolved()}
+
+    def _describe_model(self) -> dict[str, Any]:
+        return {
+            "name": self.model.config._name_or_path,
+            "class": type(self.model).__name__,
+            "parameters": self.model.num_parameters(),
+            "trainable": self.model.num_parameters(only_trainable=True),
+            "dtype": str(self.model.dtype),
+        }
+
+    def _report_first_step(self, batch: TokenBatch) -> None:
+        event = self.check_first_step(batch)
+        if event:
+            self.tell("first_step", show=not event["ok"], step=0, **event)
+
+
+def _current_settings() -> cpu.CpuSettings:
+    """Threads and precision as they are now, to be put back after training."""
+    precision: Any = torch.get_float32_matmul_precision()
+    return cpu.CpuSettings(num_threads=torch.get_num_threads(), matmul_precision=precision, malloc_tuned=False)

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from burnish.cli import app as cli
+from burnish.cli.errors import exit_code, shown_to_user
+from burnish.data.errors import DataError
+from burnish.runtime.guard import DivergedError
+from burnish.runtime.tree import CheckpointError
+
+TORCH_FREE = """
+import sys
+from burnish.cli.app import main
+try:
+    main()
+except SystemExit as end:
+    code = end.code or 0
+heavy = [name for name in ("torch", "transformers", "datasets", "numpy") if name in sys.modules]
+print("HEAVY", heavy, file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli.app, list(arguments))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["resume", "--help"],
+        ["init", "dpo", "--all"],
+        ["check", "recipe:dpo"],
+        ["--version"],
+    ],
+)
+def test_help_init_and_check_import_nothing_heavy(arguments):
+    done = subprocess.run([sys.executable, "-c", TORCH_FREE, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "HEAVY []" in done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ValueError("x"), 2),
+        (DataError("x"), 3),
+        (DivergedError("x"), 5),
+        (CheckpointError("x"), 6),
+        (OSError(28, "No space left on device"), 6),
+        (FileNotFoundError(2, "none"), 2),
+        (KeyboardInterrupt(), 130),
+        (RuntimeError("x"), 1),
+    ],
+)
+def test_exit_codes(error, code):
+    assert exit_code(error) == code
+
+
+def test_errors_of_users_have_no_traceback_and_no_markup(capsys):
+    with pytest.raises(cli.typer.Exit) as end, shown_to_user(debug=False):
+        raise ValueError("[bold]not bold[/bold] \x1b[2J [/]")
+    assert end.value.exit_code == 2
+    shown = capsys.readouterr().err
+    assert "Error: [bold]not bold[/bold] \\x1b[2J [/]" in shown
+    assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize(("error", "debug"), [(ValueError("x"), True), (RuntimeError("x"), False)])
+def test_our_own_errors_and_debug_have_a_traceback(capsys, error, debug):
+    with pytest.raises(cli.typer.Exit), shown_to_user(debug=debug):
+        raise error
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_130(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "load_runfile", interrupted)
+    assert invoke("check", "recipe:dpo").exit_code == 130
+
+
+def test_a_bad_run_file_is_a_usage_error(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("model: a\ndata: {train: b}\ntraining: {bta: 1}\n")
+    for command in ("check", "train"):
+        result = invoke(command, str(path))
+        assert result.exit_code == 2
+        assert "did you mean 'beta'" in result.output
+
+
+def test_check_says_what_it_understood():
+    result = invoke("check", "recipe:dpo", "--set", "beta=0.2", "--json")
+    assert result.exit_code == 0
+    assert '"beta": 0.2' in result.output
+
+
+def test_no_run_directory(tmp_path):
+    result = invoke("resume", str(tmp_path))
+    assert result.exit_code == 2
+    assert "no run directory" in result.output
+
+
+def test_a_run_started_from_python_is_continued_there(tmp_path):
+    (tmp_path / "run.yaml").write_text("training: {}\n")
+    result = invoke("resume", str(tmp_path))
+    assert result.exit_code == 2
+    assert "trainer.train(resume_from_checkpoint=True)" in result.output
+
+
+def test_a_run_without_checkpoints_cannot_be_continued(tmp_path):
+    (tmp_path / "run.yaml").write_text("model: a\ndata: {train: b}\n")
+    result = invoke("resume", str(tmp_path))
+    assert result.exit_code == 6
+    assert "there is no checkpoint" in result.output
+
+
+def test_env_names_the_versions():
+    result = invoke("env")
+    assert result.exit_code == 0
+    assert "torch: " in result.output

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+import yaml
+from rich.console import Console
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from burnish.cli.app import app
+from burnish.cli.run import run
+from burnish.cli.runfile import load_runfile
+from burnish.runtime.rundir import RunExistsError, read_metrics
+from conftest import make_model, make_rows, make_tokenizer
+
+OPTIONS = ["per_device_train_batch_size=2", "logging_steps=1", "learning_rate=1e-3", "cpu_tuning=off"]
+
+
+@pytest.fixture
+def arguments(tmp_path, monkeypatch):
+    """A run of a tiny model, as `--set` texts on a file that names everything by paths."""
+    make_model().save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    rows = "".join(json.dumps(row) + "\n" for row in make_rows(12))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    config = tmp_path / "dpo.yaml"
+    config.write_text(
+        "model: model\ndata: {train: rows.jsonl, eval_rows: 4}\nsamples: 2\nmax_new_tokens: 4\ntraining: {max_steps: 3}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    return config, [*OPTIONS, f"output_dir={tmp_path / 'run'}"]
+
+
+def start(config, overrides):
+    screen = io.StringIO()
+    outcome = run(load_runfile(config, overrides), console=Console(file=screen, width=100))
+    return outcome, screen.getvalue()
+
+
+def test_train_then_resume(arguments, tmp_path):
+    config, overrides = arguments
+    outcome, screen = start(config, overrides)
+    run_dir = tmp_path / "run"
+    assert outcome.before["eval_rewards/accuracies"].weight == 4
+    assert outcome.before["eval_rewards/accuracies"].mean == 0.5
+    assert set(outcome.after) == set(outcome.before)
+    assert [sample.before is not None for sample in outcome.samples] == [True, True]
+    assert "2 pairs x 1 micro-batch x 1 process = 2 pairs a step" in screen
+    assert screen.count("step 3/3") == 1
+    assert f"burnish train {run_dir}/run.yaml --set output_dir=null --set max_steps=" in screen
+    assert (run_dir / "model.safetensors").is_file()
+    evaluated = [line["step"] for line in read_metrics(run_dir / "metrics.jsonl") if "eval_loss" in line]
+    assert evaluated == [0, 3]
+
+    stored = yaml.safe_load((run_dir / "run.yaml").read_text())
+    assert stored["data"] == {"train": str(tmp_path / "rows.jsonl"), "eval": None, "eval_rows": 4}
+    assert load_runfile(run_dir / "run.yaml").training["max_steps"] == 3
+
+    before = {name: tensor.clone() for name, tensor in load_file(run_dir / "model.safetensors").items()}
+    result = CliRunner().invoke(app, ["resume", str(run_dir), "--set", "max_steps=5"])
+    assert result.exit_code == 0, result.output
+    assert "Continuing from checkpoint-3" in result.output
+    assert "steps 4 to 5" in result.output
+    assert "0.500 [" in result.output
+    after = load_file(run_dir / "model.safetensors")
+    assert any(not before[name].equal(after[name]) for name in before)
+
+
+def test_a_run_directory_is_not_taken_twice(arguments, tmp_path):
+    config, overrides = arguments
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.yaml").write_text("")
+    with pytest.raises(RunExistsError, match="burnish resume"):
+        start(config, overrides)
+
+
+def test_bad_rows_end_with_3(arguments, tmp_path):
+    config, overrides = arguments
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "chosen": null, "rejected": "b"}\n' * 6)
+    sets = [word for text in overrides for word in ("--set", text)]
+    result = CliRunner().invoke(app, ["train", str(config), *sets])
+    assert result.exit_code == 3, result.output
+    assert "Traceback" not in result.output
+
+
+def test_without_held_out_rows_nothing_is_measured(arguments):
+    config, overrides = arguments
+    outcome, screen = start(config, [*overrides, "data.eval_rows=null", "samples=0", "max_steps=1"])
+    assert (outcome.before, outcome.after, outcome.samples) == ({}, {}, ())
+    assert "No held-out rows" in screen
+
+
+def test_a_loss_from_a_module_and_two_held_out_sets(arguments, tmp_path):
+    config, overrides = arguments
+    (tmp_path / "losses_of_this_test.py").write_text(
+        "from torch import relu\ndef margin(pair, *, beta):\n    return relu(1 - beta * pair.logratio_diff)\n"
+    )
+    sets = ["loss_type=losses_of_this_test:margin", "data.eval_rows=null", "data.eval={a: rows.jsonl, b: rows.jsonl}"]
+    outcome, screen = start(config, [*overrides, *sets, "max_steps=1"])
+    assert outcome.before["eval_a_loss"].mean == pytest.approx(1.0, abs=1e-6)
+    assert "loss: losses_of_this_test:margin, beta 0.1" in screen
+    assert "eval_a 12 pairs, eval_b 12 pairs" in screen
+    stored = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
+    assert stored["training"]["loss_type"] == ["losses_of_this_test:margin"]
+
+
+def test_a_function_that_the_module_does_not_have(arguments, tmp_path):
+    config, overrides = arguments
+    (tmp_path / "empty_losses_of_this_test.py").write_text("def other(pair): ...\n")
+    with pytest.raises(ValueError, match="it has: other"):
+        start(config, [*overrides, "loss_type=empty_losses_of_this_test:margin"])

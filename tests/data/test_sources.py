@@ -1,0 +1,161 @@
+import gzip
+import json
+
+import datasets
+import pytest
+from datasets import Dataset, DatasetDict, disable_progress_bars
+
+from burnish.data import sources
+from burnish.data.errors import DataError
+from burnish.data.sources import load_rows, split_rows
+
+disable_progress_bars()
+ROWS = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "d", "chosen": "e", "rejected": "f", "weight": 2}]
+FILLED = [{**ROWS[0], "weight": None}, ROWS[1]]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def lines(rows):
+    return "\n".join(json.dumps(row) for row in rows)
+
+
+def test_data_set_is_returned_as_it_is():
+    dataset = Dataset.from_list(ROWS)
+    assert load_rows(dataset) is dataset
+
+
+def test_split_is_picked_or_named():
+    splits = DatasetDict({"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS[:1])})
+    assert len(load_rows(splits, split="test")) == 1
+    with pytest.raises(DataError, match="no split 'validation'; it has: train, test"):
+        load_rows(splits, split="validation")
+
+
+def test_list_with_differing_keys():
+    assert load_rows(ROWS).to_list() == FILLED
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.jsonl.gz", "list.json", "rows.parquet"])
+def test_files(tmp_path, name):
+    path = tmp_path / name
+    text = json.dumps(ROWS) if name == "list.json" else lines(ROWS) + "\n\n"
+    if name.endswith(".gz"):
+        path.write_bytes(gzip.compress(text.encode()))
+    elif name.endswith(".parquet"):
+        load_rows(ROWS).to_parquet(path)
+    else:
+        path.write_text(text)
+    assert load_rows(path).to_list() == FILLED
+    assert load_rows(str(path)).to_list() == FILLED
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.csv.gz"])
+def test_csv_keeps_text_as_text(tmp_path, name):
+    path = tmp_path / name
+    text = "prompt,chosen,rejected,weight\n1+1?,2,NA,0.5\nhi,,None,1\n"
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+    assert load_rows(path).to_list() == [
+        {"prompt": "1+1?", "chosen": "2", "rejected": "NA", "weight": 0.5},
+        {"prompt": "hi", "chosen": None, "rejected": "None", "weight": 1.0},
+    ]
+
+
+def test_messages_with_differing_keys(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [
+        {"chosen": [{"role": "user", "content": "a"}]},
+        {"chosen": [{"content": "b", "role": "user", "name": "Bo"}]},
+    ]
+    path.write_text(lines(rows))
+    assert load_rows(path).to_list()[0] == {"chosen": [{"role": "user", "content": "a", "name": None}]}
+
+
+def test_changed_file_is_read_again(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(lines(ROWS))
+    assert len(load_rows(path)) == 2
+    path.write_text(lines(ROWS * 2))
+    assert len(load_rows(path)) == 4
+
+
+@pytest.mark.parametrize("bad", [5, ["x"], {"role": "user"}, "\ud800"])
+def test_types_that_do_not_fit_name_row_and_column(tmp_path, bad):
+    rows = [*ROWS * 600, {**ROWS[0], "chosen": bad}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(lines(rows))
+    with pytest.raises(DataError, match=r"rows.jsonl, row 1200, column 'chosen'"):
+        load_rows(path)
+    with pytest.raises(DataError, match=r"row 1200, column 'chosen'"):
+        load_rows(rows)
+
+
+def test_broken_line_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(lines(ROWS) + '\n\n{"prompt": ')
+    with pytest.raises(DataError, match=r"line 4 \(row 2\), is no JSON"):
+        load_rows(path)
+    path.write_text("[1, 2]")
+    with pytest.raises(DataError, match="row 0: a row is a dict"):
+        load_rows(path)
+
+
+def test_nothing_there(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "empty.csv").write_text("prompt,chosen\n")
+    for source in ([], Dataset.from_list([]), tmp_path / "empty.jsonl", tmp_path / "empty.csv"):
+        with pytest.raises(DataError, match="at least one"):
+            load_rows(source)
+    with pytest.raises(DataError, match="there is no file"):
+        load_rows(tmp_path / "absent.jsonl")
+    with pytest.raises(DataError, match="no recipe data set 'absent'"):
+        load_rows("recipe:absent")
+
+
+def test_recipe(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "tiny.jsonl").write_text(lines(ROWS))
+    monkeypatch.setattr(sources.resources, "files", lambda package: tmp_path)
+    assert load_rows("recipe:tiny").to_list() == FILLED
+
+
+def test_hub_name_with_revision(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        sources.datasets,
+        "load_dataset",
+        lambda *a, **k: asked.append((a, k)) or DatasetDict(train=Dataset.from_list(ROWS)),
+    )
+    assert len(load_rows("owner/name@v2")) == 2
+    load_rows("owner/name")
+    assert asked == [(("owner/name",), {"revision": "v2"}), (("owner/name",), {"revision": None})]
+
+
+def test_hub_failure_is_named(monkeypatch):
+    def fail(*_, **__):
+        raise FileNotFoundError("no such data set")
+
+    monkeypatch.setattr(sources.datasets, "load_dataset", fail)
+    with pytest.raises(DataError, match=r"cannot load 'owner/absent' from the hub: .*no such data set"):
+        load_rows("owner/absent")
+
+
+def test_streaming_and_other_kinds():
+    with pytest.raises(ValueError, match="streaming is not built yet"):
+        load_rows(Dataset.from_list(ROWS).to_iterable_dataset())
+    with pytest.raises(TypeError, match="not int"):
+        load_rows(5)
+
+
+def test_split_rows_is_deterministic_and_disjoint():
+    dataset = Dataset.from_dict({"x": list(range(50))})
+    train, held_out = split_rows(dataset, 7, seed=1)
+    assert (len(train), len(held_out)) == (43, 7)
+    assert sorted([*train["x"], *held_out["x"]]) == list(range(50))
+    assert split_rows(dataset, 7, seed=1)[1]["x"][:] == held_out["x"][:]
+    assert split_rows(dataset, 7, seed=2)[1]["x"][:] != held_out["x"][:]
+    with pytest.raises(DataError, match="eval_rows=50"):
+        split_rows(dataset, 50, seed=0)

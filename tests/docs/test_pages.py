@@ -1,0 +1,132 @@
+"""The pages name everything they promise to name, and their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from transformers import TrainingArguments
+
+from burnish import DPOConfig
+from burnish.compat import UNBUILT_DPO
+from burnish.data.report import COUNTS
+from burnish.metrics import EXPLANATIONS
+from burnish.models.head import STATISTICS
+from burnish.trainers.config import REFUSED
+from burnish.trainers.persistence import FREE_OPTIONS, FREE_PREFIXES
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+import flow
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+PAGES = sorted(path.name for path in DOCS.glob("*.md"))
+FATES = {"used", "not read", "refused", "untested"}
+
+
+def read(page: str) -> str:
+    return (DOCS / page).read_text(encoding="utf-8")
+
+
+def table(page: str, head: str) -> dict[str, list[str]]:
+    """The rows of the table under `head`, by the name in their first cell."""
+    lines = read(page).split(head, 1)[1].splitlines()[2:]
+    rows = [
+        re.split(r"(?<!\\)\|", line)[1:-1]
+        for line in lines[: next(i for i, x in enumerate(lines) if not x.startswith("|"))]
+    ]
+    return {row[0].strip().strip("`"): [cell.strip() for cell in row[1:]] for row in rows}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links(page):
+    for target in re.findall(r"\]\(([^)#:]+)\)", read(page)):
+        assert (DOCS / target).is_file(), f"{page} links to {target}"
+
+
+def test_index_lists_every_page():
+    assert set(re.findall(r"\]\(([^)]+\.md)\)", read("index.md"))) >= set(PAGES) - {"index.md", "decisions.md"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_lines_are_short(page):
+    long = [line for line in read(page).splitlines() if len(line) > 120 and not line.startswith("|")]
+    assert not long
+
+
+def test_every_field_of_training_arguments_has_a_fate():
+    fate = {name: cells[0] for name, cells in table("trainer-arguments.md", "| field | fate | remark |").items()}
+    missing = {field.name for field in fields(TrainingArguments)} - set(fate)
+    assert not missing
+    assert set(fate.values()) <= FATES
+    assert {name for name, value in fate.items() if value == "refused"} == {*REFUSED, "fsdp"}
+
+
+def test_reasons_of_refused_fields_are_the_codes():
+    rows = table("trainer-arguments.md", "| field | fate | remark |")
+    for name, (allowed, reason) in REFUSED.items():
+        assert rows[name][1] == f"must be `{allowed[0]!r}`: {reason}"
+
+
+def test_every_option_of_trl_is_listed():
+    """Every option that is not built, and every one of ours, stands in exactly one of the two tables."""
+    trl = set(table("coming-from-trl.md", "| field | in TRL | here |"))
+    ours = {field.name for field in fields(DPOConfig)} - {field.name for field in fields(TrainingArguments)}
+    own = set(table("coming-from-trl.md", "| field | default | what it does |"))
+    assert trl == set(flow.TRL_FIELDS) >= set(UNBUILT_DPO)
+    assert ours <= trl | own
+    assert not trl & own
+
+
+@pytest.mark.parametrize("name", sorted(set(flow.TRL_FIELDS)))
+def test_options_do_what_the_table_says(tmp_path, name):
+    fate = table("coming-from-trl.md", "| field | in TRL | here |")[name][1]
+    if name in UNBUILT_DPO:
+        assert fate.startswith("not built")
+        DPOConfig(output_dir=str(tmp_path), **{name: UNBUILT_DPO[name][0]})
+        with pytest.raises(ValueError, match=name):
+            DPOConfig(output_dir=str(tmp_path), **{name: "on"})
+    else:
+        assert fate.startswith("works")
+        assert name in {field.name for field in fields(DPOConfig)}
+
+
+def test_every_metric_is_explained_and_read():
+    assert list(table("metrics.md", "| metric | what it is |")) == list(EXPLANATIONS)
+    assert set(table("metrics.md", "| metric | normal | a bad curve | what to do |")) == set(EXPLANATIONS)
+
+
+def test_every_metric_of_trl_is_listed():
+    keys = {
+        key for cell in table("coming-from-trl.md", "| TRL's key | here |") for key in re.split(r"`?, `?|`? \(", cell)
+    }
+    known = {name for name in EXPLANATIONS if name.startswith(("rewards/", "logps/", "logits/"))}
+    assert keys >= known | {
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "epoch",
+        "entropy",
+        "mean_token_accuracy",
+        "num_tokens",
+    }
+    assert keys >= {"nll_loss", "aux_loss"}
+
+
+def test_checkpoints_page_names_every_option_that_may_change():
+    text = read("checkpoints.md")
+    assert not [name for name in (*FREE_OPTIONS, *FREE_PREFIXES) if f"`{name}`" not in text]
+
+
+def test_forward_page_names_every_statistic():
+    assert set(table("forward.md", "| `needs` | result | gradient |")) == {"always", *STATISTICS, "hidden"}
+
+
+def test_data_page_names_the_counts_it_speaks_of():
+    named = set(re.findall(r"`(num_[a-z_]+)`", read("data.md")))
+    assert named
+    assert named <= set(COUNTS)

@@ -1,0 +1,64 @@
+"""One short DPO training, with everything that must not matter as an argument."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from burnish import DPOConfig, DPOTrainer
+from conftest import make_model, make_rows, make_tokenizer
+
+NUM_ROWS = 14  # with 4 pairs a step: three full steps and one of two pairs
+
+
+def make_trainer(
+    output_dir: Path | str,
+    *,
+    dtype: torch.dtype = torch.float64,
+    rows: list[dict[str, Any]] | None = None,
+    ref_seed: int | None = 1,
+    trainer_class: type[DPOTrainer] = DPOTrainer,
+    **options: Any,
+) -> DPOTrainer:
+    """A DPO trainer of a tiny model; the reference differs from the policy unless `ref_seed` is None."""
+    settings = {
+        "output_dir": str(output_dir),
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "num_train_epochs": 1,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "cpu_tuning": "off",
+        "seed": 5,
+    }
+    return trainer_class(
+        make_model(0, dtype),
+        args=DPOConfig(**{**settings, **options}),
+        ref_model=None if ref_seed is None else make_model(ref_seed, dtype),
+        train_dataset=make_rows(NUM_ROWS) if rows is None else rows,
+        processing_class=make_tokenizer(),
+    )
+
+
+def step_gradients(trainer: DPOTrainer) -> list[torch.Tensor]:
+    """Train, and return the whole gradient of each optimizer step before clipping."""
+    gradients: list[torch.Tensor] = []
+    own = trainer._clip_grad_norm
+
+    def record(model: torch.nn.Module) -> Any:
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]).clone())
+        return own(model)
+
+    trainer._clip_grad_norm = record
+    trainer.train()
+    return gradients
+
+
+def relative_distance(first: torch.Tensor, second: torch.Tensor) -> float:
+    """|first - second| / |second| in the Euclidean norm."""
+    return float((first - second).norm() / second.norm())

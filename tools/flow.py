@@ -1,0 +1,357 @@
+"""Fill in what the pages of docs/ take from the code: `python tools/flow.py` (that is `make docs`).
+
+A page says `<!-- generated: NAME -->` and `<!-- end -->`; what stands between them is written here. The blocks of
+docs/flow.md are recorded from a run that walks one batch through every room of `DPOTrainer`. Its model is tiny,
+float64, and its weights are sines, so that the page is the same byte for byte on every machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback, TrainingArguments
+
+from burnish import DPOConfig, DPOTrainer, PolicyConfig
+from burnish.compat import UNBUILT_DPO
+from burnish.metrics import EXPLANATIONS
+from burnish.trainers.config import REFUSED
+
+DOCS = Path(__file__).parents[1] / "docs"
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} <end> {% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+_SENTENCE = "what colour is the sky ? grass it blue green and not red"
+WORDS = ["<pad>", "<end>", "<user>", "<assistant>", *_SENTENCE.split()]
+ROWS = [("what colour is the sky ?", "it is blue", "green and red"), ("what is green ?", "grass", "the sky is not")]
+ROWS += [("what is red ?", "not the sky", "grass")]
+
+# The model and the run.
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word."""
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<pad>", chat_template=TEMPLATE)
+
+
+def make_model(phase: float) -> LlamaForCausalLM:
+    """A Llama in float64 whose weights are sines that start at `phase`; no random generator, no file."""
+    config = LlamaConfig(
+        vocab_size=len(WORDS), hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=64, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).double()
+    with torch.no_grad():
+        for index, (name, weight) in enumerate(model.named_parameters()):
+            if "norm" not in name:
+                sines = torch.sin(torch.arange(weight.numel(), dtype=torch.float64) * (1.7 + 0.1 * index) + phase)
+                weight.copy_(0.8 * sines.view_as(weight))
+    return model
+
+
+class RecordingTrainer(DPOTrainer):
+    """`DPOTrainer` that remembers what entered and left each room for the first micro-batch that is trained on."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.seen: dict[str, Any] = {}
+        self.in_step = False
+        super().__init__(*args, **kwargs)
+        collate = self.data_collator
+        self.data_collator = lambda rows: self._keep("data_collator", collate(rows), early=True)
+
+    def _keep(self, room: str, result: Any, *, early: bool = False) -> Any:
+        if self.in_step or early:
+            self.seen.setdefault(room, result)
+        return result
+
+    def _prepare_dataset(self, dataset: Any, name: str) -> Any:
+        return self._keep("_prepare_dataset", super()._prepare_dataset(dataset, name), early=True)
+
+    def get_batch_samples(self, *args: Any) -> Any:
+        return self._keep("get_batch_samples", super().get_batch_samples(*args), early=True)
+
+    def concatenated_forward(self, *args: Any) -> Any:
+        return self._keep("concatenated_forward", super().concatenated_forward(*args))
+
+    def compute_ref_log_probs(self, *args: Any) -> Any:
+        return self._keep("compute_ref_log_probs", super().compute_ref_log_probs(*args))
+
+    def dpo_loss(self, pair: Any, batch: Any) -> Any:
+        self._keep("PairLogps", pair)
+        return self._keep("dpo_loss", super().dpo_loss(pair, batch))
+
+    def get_batch_loss_metrics(self, *args: Any) -> Any:
+        return self._keep("get_batch_loss_metrics", super().get_batch_loss_metrics(*args))
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        self.in_step = True
+        return self._keep("compute_loss", super().compute_loss(*args, **kwargs))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        self._keep("log", dict(logs))
+
+
+@functools.cache
+def record() -> Mapping[str, Any]:
+    """What left each room in one optimizer step: three pairs, in micro-batches of two and one."""
+    with tempfile.TemporaryDirectory() as directory:
+        config = DPOConfig(
+            output_dir=directory, max_steps=1, per_device_train_batch_size=2, gradient_accumulation_steps=2,
+            logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True, cpu_tuning="off", use_cpu=True,
+            log_level="error", seed=7,
+        )  # fmt: skip
+        rows = [
+            {
+                "prompt": [{"role": "user", "content": prompt}],
+                "chosen": [{"role": "assistant", "content": chosen}],
+                "rejected": [{"role": "assistant", "content": rejected}],
+            }
+            for prompt, chosen, rejected in ROWS
+        ]
+        trainer = RecordingTrainer(
+            make_model(0.0), config, ref_model=make_model(0.2), train_dataset=rows, processing_class=make_tokenizer()
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return trainer.seen
+
+
+# The blocks of docs/flow.md.
+
+
+def _number(value: float) -> str:
+    """Three decimals; the sign of a zero is dropped."""
+    return re.sub(r"^-(0\.0+)$", r"\1", f"{value:.3f}")
+
+
+def _values(tensor: torch.Tensor) -> str:
+    """A tensor of at most two dimensions, a row a line; masks as 0 and 1."""
+    if tensor.ndim == 0:
+        return _number(tensor.item()) if tensor.is_floating_point() else str(int(tensor))
+    if tensor.ndim == 1:
+        return f"[{' '.join(_values(item) for item in tensor)}]"
+    return "\n".join(_values(row) for row in tensor)
+
+
+def _tensors(named: Mapping[str, torch.Tensor], *legends: str) -> list[str]:
+    """Name, shape and values of each tensor; the last legend holds for all that follow."""
+    lines: list[str] = []
+    for index, (name, tensor) in enumerate(named.items()):
+        lines.append(f"{name:24} {legends[min(index, len(legends) - 1)]} = {tuple(tensor.shape)}")
+        lines += [f"    {line}" for line in _values(tensor.detach()).split("\n")]
+    return lines
+
+
+def _prepared(seen: Mapping[str, Any]) -> list[str]:
+    lines: list[str] = []
+    for (prompt, chosen, rejected), row in zip(ROWS, seen["_prepare_dataset"], strict=True):
+        lines.append(f"row {row['row_id']}: {prompt!r}, chosen {chosen!r}, rejected {rejected!r}")
+        for column in ("prompt", "chosen", "rejected"):
+            ids = row[f"{column}_input_ids"]
+            lines.append(f"    {column + '_input_ids':20} {ids}  {' '.join(WORDS[i] for i in ids)}")
+        lines += [
+            f"    {side + '_loss_mask':20} {[int(i) for i in row[f'{side}_loss_mask']]}"
+            for side in ("chosen", "rejected")
+        ]
+    return lines
+
+
+def _collated(seen: Mapping[str, Any]) -> list[str]:
+    names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "loss_mask", "prompt_index", "row_id")
+    legends = ("(P, L)", "(P, L)", "(N, T)", "(N, T)", "(N, T)", "(N,)", "(N,)", "(M, 2)")
+    return _tensors({name: seen["data_collator"][name] for name in (*names, "pairs")}, *legends)
+
+
+def _step(seen: Mapping[str, Any]) -> list[str]:
+    parcels, counts = seen["get_batch_samples"]
+    lines = [f"parcels: {len(parcels)}, of {' and '.join(str(len(parcel.pairs)) for parcel in parcels)} pairs"]
+    return [*lines, *(f"counts[{name!r}] = {count.item():g}" for name, count in counts.items())]
+
+
+def _stats(seen: Mapping[str, Any]) -> list[str]:
+    stats = seen["concatenated_forward"]
+    named = {"logps": stats.logps, "mask": stats.mask, "entropy": stats.entropy}
+    extra = {f"extra[{name!r}]": tensor for name, tensor in stats.extra.items()}
+    return [*_tensors({**named, **extra}, "(N, T)"), *_tensors({"sequence_sum()": stats.sequence_sum()}, "(N,)")]
+
+
+def _loss(seen: Mapping[str, Any]) -> list[str]:
+    pair = seen["PairLogps"]
+    names = ("chosen", "rejected", "ref_chosen", "ref_rejected", "chosen_length", "rejected_length", "logratio_diff")
+    received = _tensors({f"pair.{name}": getattr(pair, name) for name in names}, "(M,)")
+    returned = _tensors({f"{term.name}, per {term.per}": term.losses for term in seen["dpo_loss"]}, "(M,)")
+    return ["receives", *received, "", "returns", *returned]
+
+
+def _metrics(seen: Mapping[str, Any]) -> list[str]:
+    metrics = seen["get_batch_loss_metrics"].metrics.items()
+    return [
+        f"{name:22} total {_number(mean.total.item()):>8}   weight {mean.weight.item():g}" for name, mean in metrics
+    ]
+
+
+def _division(seen: Mapping[str, Any]) -> list[str]:
+    total, pairs = seen["dpo_loss"][0].losses.sum().item(), seen["get_batch_samples"][1]["pair"].item()
+    share = seen["compute_loss"].item()
+    assert math.isclose(total / pairs, share, rel_tol=1e-12)
+    return [f"{_number(total)} / {pairs:g} = {_number(share)}"]
+
+
+def _log(seen: Mapping[str, Any]) -> list[str]:
+    shown = {name: _number(value) if isinstance(value, float) else value for name, value in seen["log"].items()}
+    shown |= {"learning_rate": f"{seen['log']['learning_rate']:g}", "step_time": "(seconds)"}
+    return [f"{name:22} {value}" for name, value in shown.items()]
+
+
+# The tables of the other pages.
+
+
+def _cell(text: Any) -> str:
+    return str(text).replace("|", "\\|").replace("\n", " ")
+
+
+def _rows(head: str, rows: list[tuple[Any, ...]]) -> str:
+    width = head.count("|") - 1
+    return "\n".join([head, "|" + "---|" * width, *("| " + " | ".join(map(_cell, row)) + " |" for row in rows)])
+
+
+def metrics_table() -> str:
+    """Every metric with the sentence that explains it."""
+    return _rows("| metric | what it is |", [(f"`{name}`", text) for name, text in EXPLANATIONS.items()])
+
+
+def trl_fields_table() -> str:
+    """Every field of TRL's DPOConfig and its fate."""
+    own = {field.name: field for field in fields(DPOConfig)}
+    rows: list[tuple[Any, ...]] = []
+    for name, versions in TRL_FIELDS.items():
+        if name in UNBUILT_DPO:
+            accepted = " or ".join(f"`{value!r}`" for value in UNBUILT_DPO[name])
+            rows.append((f"`{name}`", versions, f"not built: {accepted} is accepted, anything else refused"))
+        elif name in own:
+            rows.append(
+                (f"`{name}`", versions, f"works. {own[name].metadata['help']} Default: `{_default(own[name])}`")
+            )
+        else:
+            rows.append((f"`{name}`", versions, "unknown: refused as a misspelt option"))
+    return _rows("| field | in TRL | here |", rows)
+
+
+def own_fields_table() -> str:
+    """The options that Burnish has and TRL has not."""
+    ours = {field.name for field in fields(DPOConfig)} - {field.name for field in fields(TrainingArguments)}
+    new = [field for field in fields(DPOConfig) if field.name in ours - set(TRL_FIELDS)]
+    return _rows(
+        "| field | default | what it does |",
+        [(f"`{field.name}`", f"`{_default(field)}`", field.metadata["help"]) for field in new],
+    )
+
+
+def unbuilt_table() -> str:
+    """Options of TRL that are not built, with the value that is accepted."""
+    return _rows(
+        "| option | accepted value |",
+        [(f"`{name}`", " or ".join(f"`{value!r}`" for value in off)) for name, off in UNBUILT_DPO.items()],
+    )
+
+
+def refused_table() -> str:
+    """Options of TrainingArguments that are refused, and why."""
+    return _rows(
+        "| option | allowed | why |",
+        [(f"`{name}`", f"`{allowed[0]!r}`", reason) for name, (allowed, reason) in REFUSED.items()],
+    )
+
+
+def changed_defaults_table() -> str:
+    """Fields of TrainingArguments whose default differs here."""
+    theirs = {field.name: _default(field) for field in fields(TrainingArguments)}
+    changed = [f for f in fields(PolicyConfig) if f.name in theirs and _default(f) != theirs[f.name]]
+    return _rows(
+        "| field | transformers | here | meaning |",
+        [(f"`{f.name}`", f"`{theirs[f.name]}`", f"`{_default(f)}`", f.metadata["help"]) for f in changed],
+    )
+
+
+def _default(field: Any) -> str:
+    value = field.default if field.default is not MISSING else field.default_factory()
+    return repr(value)
+
+
+_BOTH, _OLD, _NEW = "1.16, 0.25", "0.25", "1.16"
+TRL_FIELDS: dict[str, str] = {
+    "learning_rate": _BOTH, "logging_steps": _BOTH, "gradient_checkpointing": _BOTH, "bf16": _BOTH,
+    "model_init_kwargs": _BOTH, "ref_model_init_kwargs": _OLD, "trust_remote_code": _NEW,
+    "router_aux_loss_coef": _NEW, "model_adapter_name": _OLD, "ref_adapter_name": _OLD, "force_use_ref_model": _OLD,
+    "disable_dropout": _BOTH, "use_logits_to_keep": _OLD, "dataset_num_proc": _BOTH, "pad_token": _BOTH,
+    "label_pad_token_id": _OLD, "padding_value": _OLD, "max_prompt_length": _OLD, "max_completion_length": _OLD,
+    "max_length": _BOTH, "truncation_mode": _BOTH, "padding_free": _BOTH, "pad_to_multiple_of": _NEW,
+    "precompute_ref_log_probs": _BOTH, "precompute_ref_batch_size": _BOTH, "tools": _OLD, "loss_type": _BOTH,
+    "loss_weights": _BOTH, "use_liger_loss": _OLD, "base_model_attribute_name": _OLD, "beta": _BOTH,
+    "f_divergence_type": _BOTH, "f_alpha_divergence_coef": _BOTH, "reference_free": _OLD, "label_smoothing": _BOTH,
+    "use_weighting": _BOTH, "rpo_alpha": _OLD, "ld_alpha": _BOTH, "discopop_tau": _BOTH,
+    "activation_offloading": _NEW, "sync_ref_model": _BOTH, "ref_model_mixup_alpha": _BOTH,
+    "ref_model_sync_steps": _BOTH, "generate_during_eval": _OLD,
+}  # fmt: skip
+FLOW: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
+    "_prepare_dataset": _prepared,
+    "data_collator": _collated,
+    "get_batch_samples": _step,
+    "concatenated_forward": _stats,
+    "compute_ref_log_probs": lambda seen: _tensors({"ref_logps": seen["compute_ref_log_probs"]}, "(N,)"),
+    "dpo_loss": _loss,
+    "get_batch_loss_metrics": _metrics,
+    "compute_loss": _division,
+    "log": _log,
+}
+TABLES: dict[str, Callable[[], str]] = {
+    "metrics": metrics_table,
+    "trl-fields": trl_fields_table,
+    "own-fields": own_fields_table,
+    "unbuilt": unbuilt_table,
+    "refused": refused_table,
+    "changed-defaults": changed_defaults_table,
+}
+BLOCK = re.compile(r"<!-- generated: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def generate(name: str) -> str:
+    """The content of a block: a table, or `flow:ROOM`."""
+    if not name.startswith("flow:"):
+        return TABLES[name]()
+    return "\n".join(["```text", *FLOW[name.removeprefix("flow:")](record()), "```"])
+
+
+def fill(text: str) -> str:
+    """A page with its generated blocks made anew."""
+    return BLOCK.sub(lambda block: f"<!-- generated: {block[1]} -->\n\n{generate(block[1])}\n\n<!-- end -->", text)
+
+
+def main() -> None:
+    """Write the pages that changed."""
+    for path in sorted(DOCS.glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        if fill(text) != text:
+            path.write_text(fill(text), encoding="utf-8")
+            sys.stdout.write(f"written: docs/{path.name}\n")
+
+
+if __name__ == "__main__":
+    main()
