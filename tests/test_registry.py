@@ -165,3 +165,17 @@ def test_entries_are_frozen_and_list_their_hyper_parameters(table):
 )
 def test_closest(name, phrase):
     assert closest(name, ["sigmoid", "hinge"]) == phrase
+
+
+def test_a_parameter_that_follows_a_metric_is_no_setting():
+    table = Table("test loss", follows={})
+
+    @table.register("shifted", follows={"delta": "reward"})
+    def shifted(x, *, beta, delta):
+        return beta * x - delta
+
+    assert set(table["shifted"].hyper_parameters) == {"beta"}
+    (bound,) = table.bind(["shifted"], Config(), {"beta": 2.0})
+    assert bound.function(3.0, delta=1.0) == 5.0
+    with pytest.raises(ValueError, match=r"\['delta'\] are read by none"):
+        table.bind(["shifted"], Config(), {"beta": 2.0, "delta": 1.0})

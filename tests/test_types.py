@@ -69,25 +69,25 @@ def test_row_weights():
 def test_unknown_unit():
     with pytest.raises(ValueError, match=r"TokenBatch has no unit 'pair'; it has: row, token"):
         example_batch().unit_weights("pair")
-    with pytest.raises(ValueError, match=r"has no unit 'group'; it has: pair, chosen_token, row, token"):
+    with pytest.raises(ValueError, match=r"has no unit 'group'; it has: pair, chosen_token, prompt, row, token"):
         example_pairs().unit_weights("group")
 
 
 def test_preference_units():
     """One pair; its chosen answer has two trained tokens."""
-    assert counts_of(example_pairs()) == {"pair": 1.0, "chosen_token": 2.0, "row": 2.0, "token": 3.0}
+    assert counts_of(example_pairs()) == {"pair": 1.0, "chosen_token": 2.0, "prompt": 1.0, "row": 2.0, "token": 3.0}
 
 
 def test_preference_weights():
     """A weight of 3: 3 pairs and 3 x 2 chosen tokens; rows keep their own weight."""
     batch = example_pairs(weight=torch.tensor([3.0]))
-    assert counts_of(batch) == {"pair": 3.0, "chosen_token": 6.0, "row": 2.0, "token": 3.0}
+    assert counts_of(batch) == {"pair": 3.0, "chosen_token": 6.0, "prompt": 3.0, "row": 2.0, "token": 3.0}
 
 
 def test_a_row_in_several_pairs():
     """K-wise: both orders of the same two rows are two pairs with 2 + 1 chosen tokens, and still two rows."""
     batch = example_pairs(pairs=torch.tensor([[0, 1], [1, 0]]))
-    assert counts_of(batch) == {"pair": 2.0, "chosen_token": 3.0, "row": 2.0, "token": 3.0}
+    assert counts_of(batch) == {"pair": 2.0, "chosen_token": 3.0, "prompt": 1.0, "row": 2.0, "token": 3.0}
 
 
 def test_filler_counts_for_nothing():
@@ -147,12 +147,25 @@ def test_entropy_that_was_not_asked_for():
 
 
 def test_pair_logps_example():
-    """Rows (-10, -20) under the policy and (-12, -21) under the reference: log-ratios 2 and 1."""
-    pair = PairLogps.from_rows(
-        torch.tensor([-20.0, -10.0]), torch.tensor([-21.0, -12.0]), torch.tensor([4.0, 3.0]), torch.tensor([[1, 0]])
-    )
+    """-10 over 5 tokens under the policy and -12 under the reference; -20 over 8 and -21: log-ratios 2 and 1."""
+    numbers = {"chosen": -10.0, "rejected": -20.0, "ref_chosen": -12.0, "ref_rejected": -21.0}
+    lengths = {"chosen_length": 5.0, "rejected_length": 8.0}
+    pair = PairLogps(**{name: torch.tensor([value]) for name, value in {**numbers, **lengths}.items()})
     assert (pair.chosen_logratio.item(), pair.rejected_logratio.item(), pair.logratio_diff.item()) == (2.0, 1.0, 1.0)
-    assert (pair.chosen_length.item(), pair.rejected_length.item()) == (3.0, 4.0)
+    assert (pair.chosen_mean.item(), pair.rejected_mean.item()) == (-2.0, -2.5)
+
+
+def test_what_a_pair_was_not_given_is_asked_for():
+    one = torch.ones(1)
+    names = ("chosen", "rejected", "ref_chosen", "ref_rejected", "chosen_length", "rejected_length")
+    pair = PairLogps(**dict.fromkeys(names, one))
+    with pytest.raises(ValueError, match="add a column margin"):
+        _ = pair.required_margin
+    with pytest.raises(ValueError, match=r'needs=\{"divergence"\}'):
+        _ = pair.required_kl
+    full = replace(pair, margin=one, chosen_kl=one, rejected_kl=2 * one)
+    assert full.required_margin is one
+    assert full.required_kl[1].item() == 2.0
 
 
 def test_mean_example():

@@ -22,6 +22,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
+from losses_table import divergences_table, losses_table
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback, TrainingArguments
 
@@ -315,13 +316,15 @@ FLOW: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "data_collator": _collated,
     "get_batch_samples": _step,
     "concatenated_forward": _stats,
-    "compute_ref_log_probs": lambda seen: _tensors({"ref_logps": seen["compute_ref_log_probs"]}, "(N,)"),
+    "compute_ref_log_probs": lambda seen: _tensors({"ref_logps": seen["compute_ref_log_probs"]}, "(N, T)"),
     "dpo_loss": _loss,
     "get_batch_loss_metrics": _metrics,
     "compute_loss": _division,
     "log": _log,
 }
 TABLES: dict[str, Callable[[], str]] = {
+    "losses": losses_table,
+    "divergences": divergences_table,
     "metrics": metrics_table,
     "trl-fields": trl_fields_table,
     "own-fields": own_fields_table,

@@ -23,12 +23,6 @@ UNBUILT_DPO: dict[str, tuple[Any, ...]] = {
     "padding_free": (False,),
     "precompute_ref_log_probs": (False,),
     "precompute_ref_batch_size": (None,),
-    "ld_alpha": (None, 1.0),
-    "f_divergence_type": ("reverse_kl",),
-    "f_alpha_divergence_coef": (0.5, 1.0),
-    "use_weighting": (False,),
-    "discopop_tau": (0.05,),
-    "activation_offloading": (False,),
     "sync_ref_model": (False,),
     "ref_model_mixup_alpha": (0.6,),
     "ref_model_sync_steps": (512,),
@@ -36,17 +30,18 @@ UNBUILT_DPO: dict[str, tuple[Any, ...]] = {
     "ref_adapter_name": (None,),
     "ref_model_init_kwargs": (None,),
     "force_use_ref_model": (False,),
+    "generate_during_eval": (False,),
+    "activation_offloading": (False,),
     "use_logits_to_keep": (False,),
     "label_pad_token_id": (-100,),
     "padding_value": (None,),
     "tools": (None,),
     "use_liger_loss": (None, False),
     "base_model_attribute_name": ("model",),
-    "reference_free": (False,),
-    "rpo_alpha": (None,),
-    "generate_during_eval": (False,),
     "pad_token": (None,),
 }
+# Names of losses in other versions of TRL -> ours.
+LOSS_ALIASES = {"aot_pair": "aot_unpaired"}
 
 
 def check_versions() -> None:

@@ -27,6 +27,17 @@ EXPLANATIONS: dict[str, str] = {
     "rewards/rejected": "beta times the log-ratio of policy to reference on rejected answers; should fall.",
     "rewards/margins": "rewards/chosen minus rewards/rejected: how clearly the policy tells the two apart.",
     "rewards/accuracies": "Share of pairs whose chosen answer has the higher reward; a tie counts one half.",
+    "rewards/accuracies_chosen_shorter": "The same share among pairs whose chosen answer has fewer tokens: "
+    "low beside a high rewards/accuracies means that the policy learns length.",
+    "rewards/accuracies/": "rewards/accuracies of the pairs of one source.",
+    "rewards/margins/": "rewards/margins of the pairs of one source.",
+    "rewards/margin_from_rejected": "Share of the margin that comes from pushing rejected answers down: "
+    "-rewards/rejected / rewards/margins. Above 1: chosen answers become less likely too.",
+    "length_difference": "Trained tokens of chosen minus those of rejected answers, mean over pairs.",
+    "length_margin_correlation": "Correlation of that difference with the margin over pairs; near 1: length is learnt.",
+    "kl": "Drift from the reference: mean of exp(d) - 1 - d over the data's tokens, d = reference - policy in nats. "
+    "KL(policy || reference) if the policy wrote the answers; else an index.",
+    "truncated": "Share of answers that were cut, or whose prompt was.",
     "logps/chosen": "Summed log-prob of chosen answers in nats. It may fall while the margin grows.",
     "logps/rejected": "Summed log-prob of rejected answers in nats.",
     "logits/chosen": "Mean raw logit over vocabulary and chosen tokens. Of no statistical meaning; drift is a hint.",
@@ -54,20 +65,28 @@ def explain(name: str) -> str | None:
     parts = name.split("_") if name.startswith(("eval_", "train_")) else [name]
     for start in range(len(parts)):
         candidate = "_".join(parts[start:])
-        if candidate in EXPLANATIONS:
-            return EXPLANATIONS[candidate]
-        if candidate.startswith("loss/"):
-            return EXPLANATIONS["loss/"]
+        family = candidate[: candidate.rfind("/") + 1]
+        for known in (candidate, family):
+            if known in EXPLANATIONS:
+                return EXPLANATIONS[known]
     return None
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean read off the device: `mean`, the summed `weight`, and the `standard_error` of the mean."""
+    """A mean read off the device.
+
+    Attributes:
+        mean: total / weight.
+        weight: the summed weight.
+        standard_error: of the mean.
+        mean_square: the mean of the squares.
+    """
 
     mean: float
     weight: float
     standard_error: float
+    mean_square: float = math.nan
 
     @classmethod
     def of(cls, total: float, weight: float, squares: float) -> Estimate:
@@ -76,7 +95,29 @@ class Estimate:
             return cls(math.nan, 0.0, math.nan)
         mean = total / weight
         variance = max(squares / weight - mean * mean, 0.0)
-        return cls(mean, weight, math.sqrt(variance / (weight - 1)) if weight > 1 else math.nan)
+        standard_error = math.sqrt(variance / (weight - 1)) if weight > 1 else math.nan
+        return cls(mean, weight, standard_error, squares / weight)
+
+
+CORRELATIONS = {"length_margin_correlation": ("length_difference", "rewards/margins", "_length_difference_x_margins")}
+
+
+def shown(estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    """What is made of several means is added, and means that only serve that (their names begin with `_`) left out."""
+    known = {name: estimate for name, estimate in estimates.items() if not name.startswith("_")}
+    for name, parts in CORRELATIONS.items():
+        if all(part in estimates for part in parts):
+            first, second, product = (estimates[part] for part in parts)
+            known[name] = Estimate(_correlation(first, second, product), product.weight, math.nan)
+    return known
+
+
+def _correlation(first: Estimate, second: Estimate, product: Estimate) -> float:
+    """Pearson's, from the means of x, y and x y; NaN where one of them does not vary."""
+    spread = (first.mean_square - first.mean**2) * (second.mean_square - second.mean**2)
+    if not spread > 1e-12 * first.mean_square * second.mean_square:
+        return math.nan
+    return (product.mean - first.mean * second.mean) / math.sqrt(spread)
 
 
 class MetricBuffer:
@@ -97,7 +138,7 @@ class MetricBuffer:
         if not sums:
             return {}
         table: list[list[float]] = reduce(torch.stack(list(sums.values()))).tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-        return {name: Estimate.of(*row) for name, row in zip(sums, table, strict=True)}
+        return shown({name: Estimate.of(*row) for name, row in zip(sums, table, strict=True)})
 
     def __contains__(self, name: str) -> bool:
         return name in self._means

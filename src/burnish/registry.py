@@ -34,9 +34,13 @@ class Entry(Generic[Signature, Result]):
 
     @property
     def hyper_parameters(self) -> dict[str, Any]:
-        """The function's keyword-only parameters and their defaults (`inspect.Parameter.empty` for none)."""
+        """The function's keyword-only parameters and their defaults (`inspect.Parameter.empty` for none).
+
+        Those of the fact `follows` are no settings: the trainer fills them in as the run goes on.
+        """
         parameters = inspect.signature(self.function).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        followed = self.facts.get("follows", ())
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in followed}
 
 
 class Table(Generic[Signature, Result]):

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Parcel = TypeVar("Parcel", bound="TokenBatch")
 
+PAIR_UNITS = ("pair", "chosen_token", "prompt")
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenBatch:
@@ -34,7 +36,7 @@ class TokenBatch:
         loss_mask: (N, T) the token is trained; a subset of `completion_mask`.
         prompt_index: (N,) each row's prompt, which is also its group.
         row_id: (N,) the row of the data set that it came from: named by every error and guard.
-        columns: per-row numbers (N,): `label`, `score`, `weight`, `source`.
+        columns: per-row numbers (N,): `label`, `score`, `weight`, `source`, `truncated`.
         turn_index: (N, T) the turn that a token belongs to, or None.
         extra: one mapping of opaque model inputs per prompt (images), or empty.
         is_filler: a copy that keeps this rank in step with the others; it counts for nothing.
@@ -118,7 +120,7 @@ class PreferenceBatch(TokenBatch):
 
     Attributes:
         pairs: (M, 2) indices of the chosen and the rejected row; a row may be in several pairs.
-        margin: (M,) how much better the chosen row is, or None.
+        margin: (M,) how much better the chosen row is: the data's margin, else the difference of scores, or None.
         weight: (M,) the weight of a pair in the average, or None for one each.
         ref_logps: (N,) the reference's summed log-probs from the data set, or None.
         ref_token_logps: (N, T) the same per token, or None.
@@ -137,20 +139,24 @@ class PreferenceBatch(TokenBatch):
 
     @property
     def units(self) -> tuple[str, ...]:
-        """`pair`; `chosen_token`, the trained tokens of the preferred rows; `row`; `token`."""
-        return ("pair", "chosen_token", *super().units)
+        """`pair`; `chosen_token`, the trained tokens of the preferred rows; `prompt`; `row`; `token`."""
+        return (*PAIR_UNITS, *super().units)
 
     def unit_weights(self, per: str) -> Tensor:
-        """As in `TokenBatch`; `pair` and `chosen_token`: (M,), a loss that is already summed over the row."""
-        if per not in ("pair", "chosen_token"):
+        """As in `TokenBatch`; `PAIR_UNITS`: (M,), a loss of pairs, or parts of a loss that is a sum over more."""
+        if per not in PAIR_UNITS:
             return super().unit_weights(per)
         return torch.ones(len(self.pairs), device=self.pairs.device) if self.weight is None else self.weight
 
     def _count(self, per: str) -> Tensor:
-        if per != "chosen_token":
-            return super()._count(per)
-        lengths = self.loss_mask.sum(1)[self.pairs[:, 0]]  # (M,)
-        return (wide(self.unit_weights("pair")) * lengths).sum()
+        weights = wide(self.unit_weights("pair"))  # (M,)
+        if per == "chosen_token":
+            return (weights * self.loss_mask.sum(1)[self.pairs[:, 0]]).sum()
+        if per == "prompt":  # a prompt has the mean weight of its pairs
+            prompts = self.prompt_index[self.pairs[:, 0]]  # (M,)
+            num_pairs = torch.zeros(len(self.prompt_ids), device=prompts.device, dtype=weights.dtype)
+            return (weights / num_pairs.index_add(0, prompts, torch.ones_like(weights))[prompts]).sum()
+        return super()._count(per)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -163,7 +169,8 @@ class TokenStats:
         entropy: (N, T) entropy of the next-token distribution in nats, ≥ 0, or None if not asked for.
         hidden: (N, T+1, H) the state before each token, and after the last, or None if not asked for.
         extra: what a loss or metric asked for by name, (N, T) each: `top1` (1 where the token is the most
-            likely one), `mean_logit`, `sum_p2` (sum of squared probabilities).
+            likely one), `mean_logit`, `sum_p2` (sum of squared probabilities), `divergence` (KL(teacher || model)
+            of the next-token distributions in nats, with gradient).
         aux_loss: () the load-balancing loss of a mixture-of-experts model, or None.
 
     Example: a completion of two tokens with probabilities 0.5 and 0.25, padded to three:
@@ -204,8 +211,14 @@ class PairLogps:
 
     Attributes:
         chosen, rejected: (M,) the policy's summed log-probs in nats.
-        ref_chosen, ref_rejected: (M,) the reference's, without gradient.
+        ref_chosen, ref_rejected: (M,) the reference's, without gradient; 0 where there is no reference.
         chosen_length, rejected_length: (M,) trained tokens.
+        chosen_row: (M,) the parcel's row that is chosen: pairs that share it are one answer against several. -1: not
+            known, as in a step of several parcels.
+        margin: (M,) how much better the data says that the chosen row is, or None.
+        chosen_kl, rejected_kl: (M,) summed KL(reference || policy) of the next-token distributions along each row, in
+            nats, ≥ 0, with gradient, or None.
+        weight: (M,) multiplies every loss of the pair, without gradient, or None for 1.
 
     Example: chosen -10, ref_chosen -12, rejected -20, ref_rejected -21: chosen_logratio 2,
         rejected_logratio 1, logratio_diff 1.
@@ -217,25 +230,11 @@ class PairLogps:
     ref_rejected: Float[Tensor, "M"]
     chosen_length: Float[Tensor, "M"]
     rejected_length: Float[Tensor, "M"]
-
-    @classmethod
-    def from_rows(
-        cls,
-        logps: Float[Tensor, "N"],
-        ref_logps: Float[Tensor, "N"],
-        lengths: Float[Tensor, "N"],
-        pairs: Int[Tensor, "M 2"],
-    ) -> PairLogps:
-        """Pair up per-row numbers."""
-        chosen, rejected = pairs.unbind(1)  # (M,), (M,)
-        return cls(
-            chosen=logps[chosen],
-            rejected=logps[rejected],
-            ref_chosen=ref_logps[chosen],
-            ref_rejected=ref_logps[rejected],
-            chosen_length=lengths[chosen],
-            rejected_length=lengths[rejected],
-        )
+    chosen_row: Int[Tensor, "M"] | None = None
+    margin: Float[Tensor, "M"] | None = None
+    chosen_kl: Float[Tensor, "M"] | None = None
+    rejected_kl: Float[Tensor, "M"] | None = None
+    weight: Float[Tensor, "M"] | None = None
 
     @property
     def chosen_logratio(self) -> Float[Tensor, "M"]:
@@ -251,6 +250,33 @@ class PairLogps:
     def logratio_diff(self) -> Float[Tensor, "M"]:
         """chosen_logratio - rejected_logratio: the quantity that DPO pushes up."""
         return self.chosen_logratio - self.rejected_logratio
+
+    @property
+    def chosen_mean(self) -> Float[Tensor, "M"]:
+        """The policy's log-prob per token of the chosen row."""
+        return self.chosen / self.chosen_length.clamp(min=1)
+
+    @property
+    def rejected_mean(self) -> Float[Tensor, "M"]:
+        """The policy's log-prob per token of the rejected row."""
+        return self.rejected / self.rejected_length.clamp(min=1)
+
+    @property
+    def required_margin(self) -> Float[Tensor, "M"]:
+        """`margin`, for losses that need it."""
+        if self.margin is None:
+            raise ValueError(
+                "the loss needs to know how much better the chosen answer is, and the rows do not say: add a column "
+                "margin, or score_chosen and score_rejected, or scores to rows of several completions"
+            )
+        return self.margin
+
+    @property
+    def required_kl(self) -> tuple[Float[Tensor, "M"], Float[Tensor, "M"]]:
+        """`chosen_kl` and `rejected_kl`, for losses that state `needs={"divergence"}`."""
+        if self.chosen_kl is None or self.rejected_kl is None:
+            raise ValueError('the divergence from the reference was not computed: state needs={"divergence"}')
+        return self.chosen_kl, self.rejected_kl
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -48,7 +48,7 @@ def test_numbers_of_the_rooms_fit_together():
     stats, pair = seen["concatenated_forward"], seen["PairLogps"]
     batch = seen["data_collator"]
     assert stats.sequence_sum()[batch.pairs[:, 0]].tolist() == pair.chosen.tolist()
-    assert seen["compute_ref_log_probs"][batch.pairs[:, 1]].tolist() == pair.ref_rejected.tolist()
+    assert seen["compute_ref_log_probs"].sum(1)[batch.pairs[:, 1]].tolist() == pair.ref_rejected.tolist()
     parcels, counts = seen["get_batch_samples"]
     assert counts["pair"].item() == sum(len(parcel.pairs) for parcel in parcels) == 3
     assert seen["compute_loss"].item() < seen["log"]["loss"]

@@ -104,8 +104,9 @@ def test_every_metric_of_trl_is_listed():
     keys = {
         key for cell in table("coming-from-trl.md", "| TRL's key | here |") for key in re.split(r"`?, `?|`? \(", cell)
     }
-    known = {name for name in EXPLANATIONS if name.startswith(("rewards/", "logps/", "logits/"))}
-    assert keys >= known | {
+    assert keys >= {
+        *(f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")),
+        *(f"{kind}/{answer}" for kind in ("logps", "logits") for answer in ("chosen", "rejected")),
         "loss",
         "grad_norm",
         "learning_rate",

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from burnish.losses import preference_losses
 from conftest import make_rows
 
 sys.path.insert(0, str(Path(__file__).parent))
 from training import NUM_ROWS, make_trainer, relative_distance, step_gradients
 
-LOSSES = [["sigmoid"], ["ipo"], ["hinge"], ["aot"], ["sft"], ["sigmoid", "sft"], ["aot", "sft"]]
+LOSSES = [*([name] for name in preference_losses), ["sigmoid", "sft"], ["aot", "sft"]]
+SETTINGS = {"exo_pair": {"label_smoothing": 0.1}}
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 IGNORED = ("runtime", "per_second", "step_time", "epoch")  # transformers counts epochs in micro-batches
 
@@ -24,11 +26,32 @@ def metrics_of(trainer) -> list[dict[str, float]]:
     return [{k: v for k, v in line.items() if not any(t in k for t in IGNORED)} for line in lines]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("loss", LOSSES, ids="+".join)
-def test_gradient_does_not_depend_on_micro_batches(tmp_path, loss, dtype):
+def test_gradient_does_not_depend_on_micro_batches(tmp_path, loss):
     """4 pairs a step as 1 x 4, 2 x 2 and 4 x 1; 14 rows, so the last step has two pairs."""
+    check_splits(tmp_path, loss, torch.float64)
+
+
+@pytest.mark.parametrize("loss", [["sigmoid"], ["aot"], ["sigmoid", "sft"]], ids="+".join)
+def test_the_same_in_float32(tmp_path, loss):
+    check_splits(tmp_path, loss, torch.float32)
+
+
+@pytest.mark.parametrize(
+    "modifier",
+    [{"use_weighting": True}, {"ld_alpha": 0.3}, {"rpo_alpha": 0.5}, {"f_divergence_type": "js_divergence"}],
+    ids=lambda modifier: next(iter(modifier)),
+)
+def test_modifiers_change_the_gradient_and_no_split_does(tmp_path, modifier):
+    modified = check_splits(tmp_path, ["sigmoid"], torch.float64, **modifier)
+    plain = check_splits(tmp_path / "plain", ["sigmoid"], torch.float64)
+    assert relative_distance(modified[0], plain[0]) > 1e-3
+
+
+def check_splits(tmp_path, loss, dtype, **modifiers) -> list[torch.Tensor]:
+    rows = [{**row, "margin": 0.5 + index % 3} for index, row in enumerate(make_rows(NUM_ROWS))]
     options = {"dtype": dtype, "loss_type": loss, "loss_weights": [1.0, 0.5][: len(loss)], "learning_rate": 0.0}
+    options |= {"rows": rows, **SETTINGS.get(loss[0], {}), **modifiers}
     whole = step_gradients(make_trainer(tmp_path / "whole", **options))
     assert len(whole) == 4
     for size, accumulation in [(2, 2), (1, 4)]:
@@ -43,6 +66,7 @@ def test_gradient_does_not_depend_on_micro_batches(tmp_path, loss, dtype):
         assert len(cut) == len(whole)
         for mine, reference in zip(cut, whole, strict=True):
             assert relative_distance(mine, reference) < TOLERANCE[dtype]
+    return whole
 
 
 @pytest.mark.parametrize("loss", [["sigmoid", "sft"], ["aot"]], ids="+".join)

@@ -18,15 +18,14 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 sys.path.insert(0, str(Path(__file__).parent))
-from trl_setup import BETA, LOSSES, ROWS, gradient_norm, make_model, make_tokenizer
+from trl_setup import BETA, OPTIONS, ROWS, gradient_norm, make_model, make_tokenizer
 
 
-def make_trainer(loss: str, output_dir: str, **options) -> DPOTrainer:
+def make_trainer(output_dir: str, **options) -> DPOTrainer:
     """TRL's trainer in float64 on the CPU, with nothing on that changes a number."""
     config = DPOConfig(
         output_dir=output_dir,
         beta=BETA,
-        loss_type=[loss],
         use_cpu=True,
         bf16=False,
         gradient_checkpointing=False,
@@ -43,9 +42,9 @@ def make_trainer(loss: str, output_dir: str, **options) -> DPOTrainer:
     )
 
 
-def measure(loss: str, output_dir: str) -> dict:
+def measure(case: str, output_dir: str) -> dict:
     """The loss of each row alone, of all rows in one batch, and the norm of that batch's gradient."""
-    trainer = make_trainer(loss, output_dir)
+    trainer = make_trainer(output_dir, **OPTIONS[case])
     rows = [trainer.train_dataset[index] for index in range(len(ROWS))]
     with torch.no_grad():
         alone = [float(trainer.compute_loss(trainer.model, trainer.data_collator([row]))) for row in rows]
@@ -58,7 +57,7 @@ def measure(loss: str, output_dir: str) -> dict:
 
 def tokens(output_dir: str) -> list[dict]:
     """What TRL made of the rows."""
-    dataset = make_trainer("sigmoid", output_dir).train_dataset
+    dataset = make_trainer(output_dir).train_dataset
     return [{name: list(row[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids")} for row in dataset]
 
 
@@ -68,7 +67,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     output = parser.parse_args().output
     with tempfile.TemporaryDirectory() as scratch:
-        smoothed = make_trainer("sigmoid", scratch, label_smoothing=0.2)
+        smoothed = make_trainer(scratch, label_smoothing=0.2)
         with torch.no_grad():
             batch = smoothed.data_collator(list(smoothed.train_dataset))
             ignored = float(smoothed.compute_loss(smoothed.model, batch))
@@ -76,7 +75,7 @@ def main() -> None:
             "versions": {name: version(name) for name in ("trl", "transformers", "torch")},
             "beta": BETA,
             "tokens": tokens(scratch),
-            "losses": {loss: measure(loss, scratch) for loss in LOSSES},
+            "losses": {case: measure(case, scratch) for case in OPTIONS},
             "sigmoid_with_label_smoothing": ignored,
             "config_fields": sorted(field.name for field in fields(DPOConfig)),
         }

@@ -5,6 +5,8 @@ Where the two libraries mean different things, and what is compared therefore:
 - TRL's `sigmoid` ignores `label_smoothing` in 1.16; Burnish's reads it, as the paper says.
 - `sft` of one row is the mean over its tokens in both; of a batch, over all its tokens in both.
 - `aot` sorts one micro-batch in TRL and the whole step in Burnish.
+- `bco_pair` follows the mean reward of past steps in Burnish and of none in 1.16: a first step is compared.
+- WPO's weight of a pair is at most 1 in Burnish, as in its authors' code and TRL 0.25, and unbounded in TRL 1.16.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from trl_setup import BETA, LOSSES, ROWS, gradient_norm, make_model, make_tokenizer
+from trl_setup import BETA, LOSSES, OPTIONS, ROWS, gradient_norm, make_model, make_tokenizer
 
 from burnish import DPOConfig, DPOTrainer
+from burnish.runtime.state import RunningMeans
 
 FROZEN = json.loads((Path(__file__).parent / "trl_1_16.json").read_text())
 
@@ -33,7 +36,7 @@ def make_trainer(tmp_path):
             use_cpu=True,
             report_to="none",
             cpu_tuning="off",
-            **({} if options.get("loss_type") == "sft" else {"beta": BETA}),  # which sft does not read
+            beta=BETA,
             **options,
         )
         return DPOTrainer(
@@ -48,7 +51,8 @@ def make_trainer(tmp_path):
 
 
 def batch_loss(trainer: DPOTrainer, rows: list[dict]) -> torch.Tensor:
-    """The loss of one optimizer step that is one batch, through the trainer's own path, without its optimizer."""
+    """The loss of a first optimizer step that is one batch, through the trainer's own path, without its optimizer."""
+    trainer.running_means = RunningMeans(trainer.follows)
     (parcel,), counts = trainer.get_batch_samples(iter([trainer.data_collator(rows)]), 1, torch.device("cpu"))
     return trainer.compute_loss(trainer.model, parcel, num_items_in_batch=counts)
 
@@ -56,7 +60,7 @@ def batch_loss(trainer: DPOTrainer, rows: list[dict]) -> torch.Tensor:
 def test_the_file_says_what_it_came_from():
     assert FROZEN["versions"]["trl"] == "1.16.0"
     assert FROZEN["beta"] == BETA
-    assert set(FROZEN["losses"]) == set(LOSSES)
+    assert set(FROZEN["losses"]) == set(OPTIONS)
 
 
 def test_tokens(make_trainer):
@@ -74,16 +78,16 @@ def test_tokens(make_trainer):
     assert all(all(row["chosen_loss_mask"]) and all(row["rejected_loss_mask"]) for row in dataset)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", OPTIONS)
 def test_loss_of_each_pair(make_trainer, loss):
-    trainer = make_trainer(loss_type=loss)
+    trainer = make_trainer(**OPTIONS[loss])
     alone = [batch_loss(trainer, [row]).item() for row in trainer.train_dataset]
     assert alone == pytest.approx(FROZEN["losses"][loss]["alone"], rel=1e-5)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", OPTIONS)
 def test_loss_and_gradient_of_a_batch(make_trainer, loss):
-    trainer = make_trainer(loss_type=loss)
+    trainer = make_trainer(**OPTIONS[loss])
     total = batch_loss(trainer, list(trainer.train_dataset))
     total.backward()
     assert total.item() == pytest.approx(FROZEN["losses"][loss]["batch"], rel=1e-5)

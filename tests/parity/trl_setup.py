@@ -11,7 +11,24 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 BETA = 0.3
-LOSSES = ("sigmoid", "ipo", "hinge", "aot", "sft")
+LOSSES = (
+    "sigmoid", "ipo", "hinge", "aot", "sft", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard",
+    "aot_unpaired", "apo_zero", "apo_down", "discopop", "sigmoid_norm",
+)  # fmt: skip
+OPTIONS = {  # of a case: its loss, and what is set away from the defaults
+    **{loss: {"loss_type": [loss]} for loss in LOSSES},
+    "exo_pair": {"loss_type": ["exo_pair"], "label_smoothing": 0.1},
+    "robust": {"loss_type": ["robust"], "label_smoothing": 0.1},
+    "aot_smoothed": {"loss_type": ["aot"], "label_smoothing": 0.2},
+    "sigmoid_and_sft": {"loss_type": ["sigmoid", "sft"], "loss_weights": [0.7, 0.3]},
+    "ld": {"loss_type": ["sigmoid"], "ld_alpha": 0.4},
+    "forward_kl": {"loss_type": ["sigmoid"], "f_divergence_type": "forward_kl"},
+    "js_divergence": {"loss_type": ["hinge"], "f_divergence_type": "js_divergence"},
+    "alpha_divergence": {
+        "loss_type": ["sigmoid"], "f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.3
+    },
+    "weighted": {"loss_type": ["sigmoid"], "use_weighting": True},
+}  # fmt: skip
 ROWS = [
     {"prompt": "Q: what is the sky?\nA:", "chosen": " blue on most days", "rejected": " no"},
     {"prompt": "Name a stone.\n", "chosen": "Granite.", "rejected": "I would rather not name any stone today."},

@@ -36,7 +36,13 @@ def test_counts_of_a_step():
     """Pairs 2 + 1; tokens (2 + 1) + (3 + 1) + (1 + 4); chosen 2 + 3 + 1; inputs add 2 prompt tokens a row."""
     parcels = [make_batch([(2, 1), (3, 1)]), make_batch([(1, 4)])]
     counts = {name: float(count) for name, count in step_counts(parcels, "cpu").items()}
-    assert counts == {"pair": 3, "chosen_token": 6, "row": 6, "token": 12, "input_token": 24}
+    assert counts == {"pair": 3, "chosen_token": 6, "prompt": 3, "row": 6, "token": 12, "input_token": 24}
+
+
+def test_other_vectors_are_summed_on_the_same_trip():
+    sums = step_counts([make_batch([(2, 1)])], "cpu", also={"rewards/margins": torch.tensor([4.0, 2.0])})
+    assert sums["rewards/margins"].tolist() == [4.0, 2.0]
+    assert float(sums["pair"]) == 1
 
 
 def test_a_filler_adds_nothing_to_the_counts():
@@ -107,7 +113,7 @@ def test_a_reduced_loss_is_refused(losses):
 
 
 def test_an_unknown_unit_is_refused():
-    with pytest.raises(ValueError, match=r"has no unit 'batch'; it has: pair, chosen_token, row, token"):
+    with pytest.raises(ValueError, match=r"has no unit 'batch'; it has: pair, chosen_token, prompt, row, token"):
         weighted_sum(pair_term(1.0, per="batch"), make_batch([(1, 1)]))
 
 

@@ -103,7 +103,7 @@ def test_reference_from_columns_equals_the_model_it_came_from(tmp_path):
     rows = make_rows(14)
     for row in rows:
         batch = given.data_collator([given._prepare_dataset([row], "one")[0]])
-        row["ref_chosen_logps"], row["ref_rejected_logps"] = given.reference(batch).tolist()
+        row["ref_chosen_logps"], row["ref_rejected_logps"] = given.reference.logps(batch).tolist()
     columns = make_trainer(tmp_path / "columns", ref_seed=None, rows=rows)
     assert "columns" in columns.reference.description
     paired = [{k: v for k, v in row.items() if not k.startswith("ref_")} for row in rows]
@@ -151,7 +151,7 @@ def test_the_policy_cannot_be_its_own_reference(tmp_path):
         ({"beta": 0.0}, "above 0"),
         ({"label_smoothing": 0.5}, "not including"),
         ({"loss_type": ["sigmoid", "ipo"], "loss_weights": [1.0]}, "one for each"),
-        ({"rpo_alpha": 1.0}, "not built yet"),
+        ({"sync_ref_model": True}, "not built yet"),
         ({"auto_find_batch_size": True}, "not supported"),
         ({"on_bad_row": "skip"}, "error, drop"),
         ({"max_length": 0}, "max_length"),

@@ -1,12 +1,22 @@
-"""Preference losses: `PairLogps` -> (M,), the loss of each pair, lower is better.
+"""Preference losses: `PairLogps` -> (M,), the loss of each pair, lower is better. Those of the log-ratio difference.
 
-Facts of a row: `per`, the unit it is averaged over (`pair`; `chosen_token` for losses that are sums over the
-tokens of the preferred row); `couples_rows`, the loss of a pair depends on the other pairs of the step.
-Notation: b = beta, D = logratio_diff, σ = sigmoid.
+Facts of a row, which the rooms ask for instead of its name:
+- `per`: the unit it is averaged over: `pair`; `chosen_token` for sums over the tokens of the chosen row; `prompt` for
+  sums over the pairs of a prompt.
+- `reference`: how it reads the reference: as a `difference` (through logratio_diff alone, so that what depends on the
+  prompt cancels), as `ratios` of single rows, or not at all (`none`).
+- `needs`: what the forward has to compute for it beyond log-probs: `divergence`.
+- `couples_rows`: the loss of a pair depends on the other pairs of the step.
+- `follows`: hyper-parameters that are running means of a metric.
+- `reward`: what is shown as its implicit reward: beta times the `sum` over tokens, or the `mean` per token.
+Notation: b = beta, e = label_smoothing, r = log-ratio to the reference, D = logratio_diff = r_w - r_l, σ = sigmoid,
+l = log-prob per token, |y| = trained tokens, w = chosen, l = rejected.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,11 +30,38 @@ if TYPE_CHECKING:
 
     from burnish.types import PairLogps
 
-preference_losses: Table[..., Tensor] = Table("preference loss", per="pair", couples_rows=False)
+
+@dataclass(frozen=True)
+class Follows:
+    """A hyper-parameter that is the running mean of a metric over past steps; 0 before the first.
+
+    Attributes:
+        metric: its name; one that begins with `_` is followed and not shown.
+        momentum: weight of the past in an exponential moving average, or None for the mean over all past steps.
+    """
+
+    metric: str
+    momentum: float | None = None
+
+
+preference_losses: Table[..., Tensor] = Table(
+    "preference loss",
+    per="pair",
+    reference="ratios",
+    needs=frozenset[str](),
+    couples_rows=False,
+    follows={},
+    reward="sum",
+)
 preference_loss = preference_losses.register
 
 
-@preference_loss("sigmoid", paper="2305.18290")
+def smoothed_logistic(logits: Float[Tensor, "M"], label_smoothing: float) -> Float[Tensor, "M"]:
+    """-(1 - e) log σ(logits) - e log σ(-logits)."""
+    return -(1 - label_smoothing) * logsigmoid(logits) - label_smoothing * logsigmoid(-logits)
+
+
+@preference_loss("sigmoid", paper="2305.18290", reference="difference")
 def sigmoid(pair: PairLogps, *, beta: float, label_smoothing: float) -> Float[Tensor, "M"]:
     """DPO: maximum likelihood of the preferences under a Bradley-Terry model.
 
@@ -42,8 +79,7 @@ def sigmoid(pair: PairLogps, *, beta: float, label_smoothing: float) -> Float[Te
     >>> math.isclose(sigmoid(pair, beta=0.1, label_smoothing=0.0).item(), math.log(2), rel_tol=1e-6)
     True
     """
-    logits = beta * pair.logratio_diff  # (M,)
-    return -(1 - label_smoothing) * logsigmoid(logits) - label_smoothing * logsigmoid(-logits)
+    return smoothed_logistic(beta * pair.logratio_diff, label_smoothing)
 
 
 @preference_loss("ipo", paper="2310.12036")
@@ -62,7 +98,7 @@ def ipo(pair: PairLogps, *, beta: float) -> Float[Tensor, "M"]:
     return (chosen - rejected - 1 / (2 * beta)) ** 2
 
 
-@preference_loss("hinge", paper="2305.10425")
+@preference_loss("hinge", paper="2305.10425", reference="difference")
 def hinge(pair: PairLogps, *, beta: float) -> Float[Tensor, "M"]:
     """SLiC's margin loss on the log-ratio difference.
 
@@ -73,30 +109,70 @@ def hinge(pair: PairLogps, *, beta: float) -> Float[Tensor, "M"]:
     return torch.relu(1 - beta * pair.logratio_diff)
 
 
-@preference_loss("aot", paper="2406.05882", couples_rows=True)
-def aot(pair: PairLogps, *, beta: float, label_smoothing: float) -> Float[Tensor, "M"]:
-    """AOT: the policy's log-odds dominate the reference's in distribution, not pair by pair.
+@preference_loss("sigmoid_norm", paper="2411.15124")
+def sigmoid_norm(pair: PairLogps, *, beta: float) -> Float[Tensor, "M"]:
+    """Length-normalised DPO: the log-ratios count per token.
 
-    d = sort(log π(y_w) - log π(y_l)) - sort(log ref(y_w) - log ref(y_l))
-    loss = -(1 - e) log σ(b d) - e log σ(-b d),   e = label_smoothing
+    loss = -log σ(b (r_w / |y_w| - r_l / |y_l|))
 
-    The sort runs over all pairs of the optimizer step, on all ranks. Position i of the result is the i-th
-    quantile, not pair i; with one pair this is the sigmoid loss.
+    Per-token numbers are small: Tülu 3 uses b = 5.
 
-    Source: AOT eq. 5 (paired), logistic violation.
+    Source: Tülu 3 (2411.15124) eq. 6.
     """
-    policy = torch.sort(pair.chosen - pair.rejected).values  # (M,)
-    reference = torch.sort(pair.ref_chosen - pair.ref_rejected).values  # (M,)
-    logits = beta * (policy - reference)
-    return -(1 - label_smoothing) * logsigmoid(logits) - label_smoothing * logsigmoid(-logits)
+    chosen = pair.chosen_logratio / pair.chosen_length.clamp(min=1)  # (M,)
+    rejected = pair.rejected_logratio / pair.rejected_length.clamp(min=1)  # (M,)
+    return -logsigmoid(beta * (chosen - rejected))
 
 
-@preference_loss("sft", per="chosen_token", paper="2404.19733")
-def sft(pair: PairLogps) -> Float[Tensor, "M"]:
-    """Negative log-likelihood of the preferred answer, averaged over its tokens in the whole step.
+@preference_loss("robust", paper="2403.00409", reference="difference")
+def robust(pair: PairLogps, *, beta: float, label_smoothing: float) -> Float[Tensor, "M"]:
+    """Robust DPO: unbiased for the clean loss when labels are flipped with probability e.
 
-    loss = -log π(y_w)  (a sum over tokens), divided by the trained tokens of all preferred answers
+    loss = (-(1 - e) log σ(b D) + e log σ(-b D)) / (1 - 2 e)
 
-    Source: the second term of RPO (2404.19733) eq. 1 and of MPO (2411.10442) eq. 4.
+    Its values may be negative; with e = 0 it is the sigmoid loss.
+
+    Source: robust DPO (2403.00409) eq. 12.
     """
-    return -pair.chosen
+    logits = beta * pair.logratio_diff  # (M,)
+    clean = -(1 - label_smoothing) * logsigmoid(logits)
+    return (clean + label_smoothing * logsigmoid(-logits)) / (1 - 2 * label_smoothing)
+
+
+@preference_loss("exo_pair", paper="2402.00856", reference="difference")
+def exo_pair(pair: PairLogps, *, beta: float, label_smoothing: float) -> Float[Tensor, "M"]:
+    """EXO for pairs: the reverse KL from the policy's preference to the smoothed label.
+
+    loss = σ(b D) [log σ(b D) - log(1 - e)] + σ(-b D) [log σ(-b D) - log e]
+
+    Raises:
+        ValueError: label_smoothing is 0, where the reverse KL is infinite.
+
+    Source: EXO (2402.00856) eq. 16.
+    """
+    if label_smoothing <= 0:
+        raise ValueError(
+            f"label_smoothing={label_smoothing!r}: the loss exo_pair is infinite without smoothing; "
+            "set label_smoothing=1e-3, the paper's value, or any other above 0"
+        )
+    logits = beta * pair.logratio_diff  # (M,)
+    log_chosen, log_rejected = logsigmoid(logits), logsigmoid(-logits)
+    chosen = log_chosen.exp() * (log_chosen - math.log1p(-label_smoothing))
+    return chosen + log_rejected.exp() * (log_rejected - math.log(label_smoothing))
+
+
+@preference_loss("discopop", paper="2406.08414", reference="difference")
+def discopop(pair: PairLogps, *, beta: float, discopop_tau: float) -> Float[Tensor, "M"]:
+    """DiscoPOP, the loss that a language model found: logistic and exponential, mixed by the margin itself.
+
+    loss = (1 - m) (-log σ(b D)) + m exp(-b D),   m = σ(b D / tau)
+
+    exp(-b D) is weighted by m, so that their product stays finite where D is very negative; it is computed in
+    logarithms.
+
+    Source: DiscoPOP (2406.08414) eq. 5, log-ratio modulated loss.
+    """
+    logits = beta * pair.logratio_diff  # (M,)
+    share = torch.sigmoid(logits / discopop_tau)
+    exponential = (logsigmoid(logits / discopop_tau) - logits).exp()
+    return (1 - share) * -logsigmoid(logits) + exponential

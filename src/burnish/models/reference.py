@@ -1,9 +1,14 @@
-"""References: where the log-probs of the frozen policy come from. Each is a callable, batch -> (N,) in nats."""
+"""References: where the log-probs of the frozen policy come from. Each answers for a whole parcel, in nats.
+
+Whatever a reference cannot say (a data set's summed log-probs know no tokens) it refuses with the fix.
+"""
 
 from __future__ import annotations
 
 import copy
 import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -28,16 +33,56 @@ class Reference(Protocol):
         """What the reference is, for the report."""
         ...
 
-    def fingerprint(self) -> str:
-        """Changes with the reference's weights: a resumed run must have the same one."""
+    @property
+    def knows_tokens(self) -> bool:
+        """Whether `token_logps` can be asked for."""
         ...
 
-    def __call__(self, batch: PreferenceBatch) -> Float[Tensor, "N"]:
+    def fingerprint(self) -> str:
+        """Changes with what the run began with: a resumed run must have the same reference."""
+        ...
+
+    def logps(self, batch: PreferenceBatch) -> Float[Tensor, "N"]:
         """Summed log-probs of the trained tokens of each row, in nats."""
         ...
 
+    def token_logps(self, batch: PreferenceBatch) -> Float[Tensor, "N T"]:
+        """The same per token; exactly 0 outside `loss_mask`."""
+        ...
 
-class FrozenModel:
+    def follow(self, policy: nn.Module, *, step: int) -> None:
+        """Called after each optimizer step, counted from 1; a reference that stays does nothing."""
+        ...
+
+
+class ModelReference(ABC):
+    """A reference that is a model: all of its answers come out of THE forward. Abstract: `score`."""
+
+    description: str
+    knows_tokens = True
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hash of the reference's weights."""
+
+    @abstractmethod
+    def score(self, batch: TokenBatch, *, needs: Iterable[str] = ()) -> TokenStats:
+        """The reference's statistics of every trained token, without gradient."""
+
+    def logps(self, batch: PreferenceBatch) -> Float[Tensor, "N"]:
+        """Summed log-probs of each row."""
+        return self.score(batch).sequence_sum()
+
+    def token_logps(self, batch: PreferenceBatch) -> Float[Tensor, "N T"]:
+        """Log-probs of each trained token."""
+        return self.score(batch).logps
+
+    def follow(self, policy: nn.Module, *, step: int) -> None:
+        """Stay as it is."""
+        del policy, step
+
+
+class FrozenModel(ModelReference):
     """A model that is never trained: a copy of the policy, or one that was given.
 
     Args:
@@ -51,38 +96,95 @@ class FrozenModel:
 
     def fingerprint(self) -> str:
         """Hash of every parameter's name and of 64 of its values."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.named_parameters()):
-            values = tensor.detach().flatten()
-            sample = values[:: max(1, values.numel() // SAMPLED_VALUES)].double().cpu()
-            digest.update(name.encode() + sample.numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return sampled_fingerprint(self.model)
 
     @torch.no_grad()
-    def score(self, batch: TokenBatch) -> TokenStats:
-        """The reference's statistics of every trained token."""
-        return forward(self.model, batch)
-
-    def __call__(self, batch: PreferenceBatch) -> Float[Tensor, "N"]:
-        return self.score(batch).sequence_sum()
+    def score(self, batch: TokenBatch, *, needs: Iterable[str] = ()) -> TokenStats:
+        """The model's statistics of every trained token."""
+        return forward(self.model, batch, needs=needs)
 
 
 class FromColumns:
-    """Log-probs that the data set brings along in `ref_chosen_logps` and `ref_rejected_logps`."""
+    """Log-probs that each row brings along: from the data set, or computed once before the run.
 
-    description = "columns ref_chosen_logps and ref_rejected_logps of the data set"
+    Args:
+        description: for the report.
+        knows_tokens: the rows have them per token.
+    """
+
+    def __init__(
+        self,
+        description: str = "columns ref_chosen_logps and ref_rejected_logps of the data set",
+        *,
+        knows_tokens: bool = False,
+    ) -> None:
+        self.description = description
+        self.knows_tokens = knows_tokens
 
     def fingerprint(self) -> str:
         """The same for all: the fingerprint of the data set covers its columns."""
         return "columns"
 
-    def __call__(self, batch: PreferenceBatch) -> Float[Tensor, "N"]:
+    def logps(self, batch: PreferenceBatch) -> Float[Tensor, "N"]:
+        """The rows' own numbers."""
+        if batch.ref_token_logps is not None:
+            return batch.ref_token_logps.sum(1)
         if batch.ref_logps is None:
             raise ValueError(
                 f"rows {batch.row_id.unique().tolist()} have no ref_chosen_logps and ref_rejected_logps, "
                 "but the training rows have: add both columns to every data set, or drop them and pass ref_model"
             )
         return batch.ref_logps
+
+    def token_logps(self, batch: PreferenceBatch) -> Float[Tensor, "N T"]:
+        """The rows' own numbers per token."""
+        if batch.ref_token_logps is None:
+            raise ValueError(
+                f"rows {batch.row_id.unique().tolist()} have the reference's log-probs as sums, and they are needed "
+                "per token: add ref_chosen_token_logps and ref_rejected_token_logps, or drop the columns"
+            )
+        return batch.ref_token_logps
+
+    def follow(self, policy: nn.Module, *, step: int) -> None:
+        """Stay as it is."""
+
+
+class NoReference:
+    """No reference: every log-prob is 0, so that a log-ratio is the policy's own log-prob.
+
+    Args:
+        description: why there is none, for the report.
+    """
+
+    knows_tokens = True
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+
+    def fingerprint(self) -> str:
+        """The same for all."""
+        return "none"
+
+    def logps(self, batch: PreferenceBatch) -> Float[Tensor, "N"]:
+        """Zeros."""
+        return torch.zeros(len(batch), device=batch.completion_ids.device)
+
+    def token_logps(self, batch: PreferenceBatch) -> Float[Tensor, "N T"]:
+        """Zeros."""
+        return torch.zeros(batch.completion_ids.shape, device=batch.completion_ids.device)
+
+    def follow(self, policy: nn.Module, *, step: int) -> None:
+        """Stay as it is."""
+
+
+def sampled_fingerprint(model: nn.Module) -> str:
+    """Hash of every parameter's name and of 64 of its values: quick, and different for different training states."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.named_parameters()):
+        values = tensor.detach().flatten()
+        sample = values[:: max(1, values.numel() // SAMPLED_VALUES)].double().cpu()
+        digest.update(name.encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def frozen_copy(model: PreTrainedModel) -> FrozenModel:

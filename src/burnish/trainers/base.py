@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from transformers import TrainerCallback
 
 from burnish.compat import check_versions
 from burnish.metrics import MetricBuffer
@@ -25,7 +26,7 @@ from burnish.models.introspect import disable_dropout, end_token_ids
 from burnish.models.load import load_policy, load_tokenizer
 from burnish.runtime.distributed import sum_over_ranks
 from burnish.runtime.guard import StepGuard, poison
-from burnish.runtime.state import Counter, Stateful
+from burnish.runtime.state import Counter, RunningMeans, Stateful
 from burnish.trainers.config import PolicyConfig
 from burnish.trainers.division import counted, divide, step_counts, term_means, unit_rows
 from burnish.trainers.evaluation import EvaluationMixin
@@ -36,7 +37,7 @@ from burnish.types import LossOutput, Mean, TokenBatch, wide
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PersistenceMixin, ABC):
@@ -62,6 +63,7 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PersistenceMixin, 
     loss_is_scaled_for_ga = True
     config_class: type[PolicyConfig] = PolicyConfig
     couples_rows = False
+    follows: frozenset[tuple[str, float | None]] = frozenset()  # metrics whose running means the loss reads
 
     def __init__(
         self,
@@ -91,6 +93,7 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PersistenceMixin, 
         self.metric_buffer = MetricBuffer()
         self.guard = StepGuard(max_skipped=options.max_skipped_steps)
         self.num_tokens = Counter()
+        self.running_means = RunningMeans(self.follows)
         self._step_started: float | None = None  # set by the first step, so that what comes before it is not counted
         super().__init__(
             model=policy,
@@ -102,6 +105,7 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PersistenceMixin, 
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        self.add_callback(_FollowPolicy(self))
         _refuse_environment(self)
         self.findings = self._lint()
 
@@ -139,6 +143,9 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PersistenceMixin, 
         del model
         return list(parcels)
 
+    def follow_policy(self) -> None:
+        """Called after each optimizer step: what follows the policy moves."""
+
     def check_first_step(self, batch: Any) -> dict[str, Any]:
         """Identities that must hold before the first step, as an event; `ok` False is shown as a warning."""
         del batch
@@ -146,7 +153,7 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PersistenceMixin, 
 
     def stateful(self) -> dict[str, Stateful]:
         """Counters and running statistics that belong in a checkpoint."""
-        return {"num_tokens": self.num_tokens, "guard": self.guard}
+        return {"num_tokens": self.num_tokens, "guard": self.guard, "running_means": self.running_means}
 
     def binding(self) -> dict[str, Any]:
         """What else must be the same for a resumed run to continue this one, in JSON types."""
@@ -160,7 +167,8 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PersistenceMixin, 
         """The parcels of one optimizer step, and the count of every unit in it over all ranks."""
         self._step_started = self._step_started or time.perf_counter()
         parcels = [batch.to(device) for batch in islice(epoch_iterator, num_batches)]
-        counts = step_counts(parcels, device)
+        counts = step_counts(parcels, device, also=self.running_means.collected())
+        self.running_means.update(counts)
         self.num_tokens.add(counts["input_token"].long())
         self.metric_buffer.add({"loss": _steps(counts["input_token"], self.args.process_index == 0)})
         if self.state.global_step == 0 and not parcels[0].is_filler:
@@ -179,8 +187,10 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PersistenceMixin, 
         output = self.loss(model, inputs)
         counts = step_counts([inputs], self.args.device) if num_items_in_batch is None else num_items_in_batch
         total = divide(output.terms, inputs, counts)
-        metrics = term_means(output.terms, inputs) if len(output.terms) > 1 else {}
-        self.metric_buffer.add(counted({**metrics, **output.metrics}, inputs))
+        terms = term_means(output.terms, inputs) if len(output.terms) > 1 else {}
+        metrics = counted({**terms, **output.metrics}, inputs)
+        self.metric_buffer.add(metrics)
+        self.running_means.collect(metrics)
         if not inputs.is_filler:
             for term in output.terms:
                 self.guard.watch(*unit_rows(term, inputs))
@@ -232,6 +242,16 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PersistenceMixin, 
         super().log(logs, start_time)
         if self.run is not None:
             self.run.metric(self.state.global_step, {k: v for k, v in logs.items() if isinstance(v, int | float)})
+
+
+class _FollowPolicy(TrainerCallback):
+    """Calls `follow_policy` after each optimizer step, before anything is logged, evaluated or saved."""
+
+    def __init__(self, trainer: PolicyTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.follow_policy()
 
 
 def _refuse_unbuilt(**arguments: Any) -> None:

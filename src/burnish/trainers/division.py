@@ -12,21 +12,32 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from burnish.runtime.distributed import sum_over_ranks
-from burnish.types import Mean, PreferenceBatch, Term, TokenBatch, wide
+from burnish.types import PAIR_UNITS, Mean, PreferenceBatch, Term, TokenBatch, wide
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
-    from torch import Tensor
 
 
-def step_counts(parcels: Sequence[TokenBatch], device: torch.device | str) -> dict[str, Float[Tensor, ""]]:
-    """The count of every unit in the whole step over all ranks, and `input_token`. One collective."""
+def step_counts(
+    parcels: Sequence[TokenBatch], device: torch.device | str, *, also: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """The count () of every unit in the whole step over all ranks, and `input_token`. One collective.
+
+    Args:
+        parcels: this rank's.
+        device: where the sums are wanted.
+        also: other vectors that are summed over the ranks on the same trip, by name.
+    """
     local = [{**parcel.counts(), "input_token": _input_tokens(parcel)} for parcel in parcels]
-    names = sorted(local[0])
-    sums = torch.stack([torch.stack([wide(counts[name]) for counts in local]).sum() for name in names])
-    return dict(zip(names, sum_over_ranks(sums.to(device)).unbind(), strict=True))
+    own = {name: torch.stack([wide(counts[name]) for counts in local]).sum() for name in sorted(local[0])}
+    vectors = [*own.values(), *(also or {}).values()]
+    flat = torch.cat([wide(vector).to(device).flatten() for vector in vectors])
+    parts = sum_over_ranks(flat).split([vector.numel() for vector in vectors])
+    shaped = [part.view(vector.shape) for part, vector in zip(parts, vectors, strict=True)]
+    return dict(zip([*own, *(also or {})], shaped, strict=True))
 
 
 def weighted_sum(term: Term, batch: TokenBatch) -> Float[Tensor, ""]:
@@ -58,7 +69,7 @@ def term_means(terms: Sequence[Term], batch: TokenBatch) -> dict[str, Mean]:
     means: dict[str, Mean] = {}
     for term in terms:
         mean = Mean.of(term.losses, weight=batch.unit_weights(term.per))
-        if term.per == "chosen_token":  # a loss that is a sum over tokens: its weight is their number
+        if term.per in ("chosen_token", "prompt"):  # a loss that is a sum over more: its weight is their number
             mean = Mean(total=mean.total, weight=counts[term.per], squares=torch.full_like(mean.total, torch.nan))
         means[f"loss/{term.name}"] = mean
     return means
@@ -71,7 +82,7 @@ def counted(metrics: Mapping[str, Mean], batch: TokenBatch) -> Mapping[str, Mean
 
 def unit_rows(term: Term, batch: TokenBatch) -> tuple[Int[Tensor, "K"], Float[Tensor, "K"]]:
     """The row of the data set and the loss of each unit, for the guard."""
-    if isinstance(batch, PreferenceBatch) and term.per in ("pair", "chosen_token"):
+    if isinstance(batch, PreferenceBatch) and term.per in PAIR_UNITS:
         return batch.row_id[batch.pairs[:, 0]], term.losses
     if term.per == "row":
         return batch.row_id, term.losses

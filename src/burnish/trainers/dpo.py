@@ -7,34 +7,33 @@ The methods carry the names that readers of TRL look for; each is on the path, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from burnish.compat import UNBUILT_DPO, accept_trl_fields
-from burnish.losses.preference import preference_losses
+from burnish.losses.pairing import pair_logps, wpo_weights
 from burnish.models.forward import forward
-from burnish.models.load import load_policy
-from burnish.models.reference import FromColumns, Reference, frozen_copy, given_model
-from burnish.runtime.distributed import gather_rows
+from burnish.trainers import pair_metrics
 from burnish.trainers.base import PolicyTrainer
 from burnish.trainers.config import PolicyConfig, arg
+from burnish.trainers.coupling import couple
+from burnish.trainers.pair_losses import bind_losses
+from burnish.trainers.reference_options import ReferenceOptions, make_reference
 from burnish.trainers.selfcheck import check_dpo
-from burnish.types import LossOutput, Mean, PairLogps, PreferenceBatch, Term, TokenStats, wide
+from burnish.types import LossOutput, Mean, PairLogps, PreferenceBatch, Term, TokenStats
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-PAIR_COLUMNS = ("chosen", "rejected", "ref_chosen", "ref_rejected", "chosen_length", "rejected_length")
-
 
 @accept_trl_fields(UNBUILT_DPO)
 @dataclass
-class DPOConfig(PolicyConfig):
+class DPOConfig(ReferenceOptions, PolicyConfig):
     """Options of `DPOTrainer`, on top of `PolicyConfig`."""
 
     loss_type: Any = arg(["sigmoid"], "Name of a preference loss, a callable, or a list of them.")
@@ -42,6 +41,14 @@ class DPOConfig(PolicyConfig):
     loss_kwargs: dict[str, Any] | None = arg(None, "Hyper-parameters of the losses that are no options of their own.")
     beta: float = arg(0.1, "Strength of the pull to the reference; higher stays closer. For ipo, the paper's tau.")
     label_smoothing: float = arg(0.0, "Probability that a preference label is wrong, in [0, 0.5).")
+    f_divergence_type: str = arg("reverse_kl", "Divergence whose score takes the place of the log-ratio.")
+    f_alpha_divergence_coef: float = arg(0.5, "Alpha of alpha_divergence: 0 is the forward, 1 the reverse KL.")
+    discopop_tau: float = arg(0.05, "Temperature of the mixture in discopop.")
+    rpo_alpha: float | None = arg(None, "Add the chosen answer's negative log-likelihood (loss sft) with this factor.")
+    use_weighting: bool = arg(False, "Weight each pair by how likely the policy itself is to answer so (WPO).")
+    ld_alpha: float | None = arg(
+        None, "Weight of the tokens of an answer beyond the other's length, in [0, 1] (LD-DPO)."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,6 +62,10 @@ class DPOConfig(PolicyConfig):
             raise ValueError(f"beta={self.beta!r}; allowed: above 0")
         if not 0 <= self.label_smoothing < 0.5:
             raise ValueError(f"label_smoothing={self.label_smoothing!r}; allowed: 0 up to, but not including, 0.5")
+        if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
+            raise ValueError(f"ld_alpha={self.ld_alpha!r}; allowed: 0 to 1, or None for no weighting")
+        if not self.discopop_tau > 0:
+            raise ValueError(f"discopop_tau={self.discopop_tau!r}; allowed: above 0")
 
 
 class DPOTrainer(PolicyTrainer):
@@ -64,7 +75,8 @@ class DPOTrainer(PolicyTrainer):
 
     Args:
         ref_model: the reference policy, a model or a name. If None: the data set's `ref_chosen_logps` and
-            `ref_rejected_logps` where it has them, else a frozen copy of the policy, taken now.
+            `ref_rejected_logps` where it has them, the policy without its new adapter, else a frozen copy of the
+            policy, taken now. Losses that read no reference have none.
 
     Source: Rafailov et al., "Direct Preference Optimization" (2305.18290).
     """
@@ -80,118 +92,70 @@ class DPOTrainer(PolicyTrainer):
         ref_model: str | PreTrainedModel | None = None,
         **kwargs: Any,
     ) -> None:
-        if ref_model is not None and ref_model is model and not isinstance(model, str):
-            raise ValueError(
-                "ref_model is the policy itself, which is trained: leave it out, and a frozen copy is taken"
-            )
         options = self.checked_args(args)
-        self.losses = preference_losses.bind(
-            options.loss_type,
-            options,
-            options.loss_kwargs,
-            read_elsewhere=frozenset({"beta"}),  # by rewards/*
-        )
-        self.loss_weights = options.loss_weights or [1.0] * len(self.losses)
-        self.couples_rows = any(entry.facts["couples_rows"] for entry in self.losses)
+        self.losses = bind_losses(options)
+        self.couples_rows, self.follows = self.losses.couple_rows, self.losses.follows
         super().__init__(model, options, **kwargs)
-        self.reference = self._make_reference(ref_model)
+        self.needs = self._needs()
+        self.reference = make_reference(self, ref_model)
 
-    def _make_reference(self, ref_model: str | PreTrainedModel | None) -> Reference:
-        columns = [] if self.train_dataset is None else self.train_dataset.column_names
-        if ref_model is None and "ref_chosen_logps" in columns:
-            return FromColumns()
-        if ref_model is None:
-            return frozen_copy(self.model)
-        if "ref_chosen_logps" in columns:
-            raise ValueError("ref_model is given, and the data set has ref_chosen_logps: leave out one of the two")
-        reference = given_model(load_policy(ref_model, trust_remote_code=self.args.trust_remote_code))
-        reference.model.to(self.args.device)
-        return reference
+    def _needs(self) -> frozenset[str]:
+        """What the policy's forward computes beside log-probs: for the losses, for WPO, for metrics."""
+        optional = {"sum_p2": self.args.use_weighting}
+        return self.losses.needs | pair_metrics.NEEDS | {name for name, wanted in optional.items() if wanted}
 
     def concatenated_forward(self, model: nn.Module, batch: PreferenceBatch) -> TokenStats:
         """The policy's log-probs of chosen and rejected rows, (N, T), in one forward."""
-        return forward(model, batch, needs=("entropy", "top1", "mean_logit"))
+        return forward(model, batch, needs=self.needs)
 
     @torch.no_grad()
-    def compute_ref_log_probs(self, batch: PreferenceBatch) -> Float[Tensor, "N"]:
-        """The reference's summed log-prob of each row in nats."""
+    def compute_ref_log_probs(self, batch: PreferenceBatch) -> Float[Tensor, "N T1"]:
+        """The reference's log-probs in nats: per token (N, T), or (N, 1) where only the sums of rows are known."""
         with self.accelerator.autocast():
-            return self.reference(batch)
+            if self.reference.knows_tokens:
+                return self.reference.token_logps(batch)
+            return self.reference.logps(batch)[:, None]
 
     def dpo_loss(self, pair: PairLogps, batch: PreferenceBatch) -> tuple[Term, ...]:
         """One term for each loss: (M,), unreduced."""
-        return tuple(
-            Term(
-                name=entry.name,
-                losses=_coupled(entry.name, pair, batch) if entry.facts["couples_rows"] else entry.function(pair),
-                per=entry.facts["per"],
-                coefficient=weight,
-            )
-            for entry, weight in zip(self.losses, self.loss_weights, strict=True)
-        )
+        return self.losses.terms(pair, batch, self.running_means)
 
     def get_batch_loss_metrics(self, model: nn.Module, batch: PreferenceBatch) -> LossOutput:
         """Terms and metrics of one micro-batch."""
         stats = self.concatenated_forward(model, batch)
-        pair = self._pair(stats, batch)
-        return LossOutput(terms=self.dpo_loss(pair, batch), metrics=self._metrics(pair, stats, batch))
+        ref_logps = self.compute_ref_log_probs(batch)
+        weight = wpo_weights(stats, batch) if self.args.use_weighting else None
+        pair = replace(pair_logps(stats, ref_logps, batch, ld_alpha=self.args.ld_alpha), weight=weight)
+        terms = self.dpo_loss(pair, batch)
+        return LossOutput(terms=terms, metrics=self._metrics(pair, stats, ref_logps, batch))
 
     def loss(self, model: nn.Module, batch: PreferenceBatch) -> LossOutput:
         """`get_batch_loss_metrics`."""
         return self.get_batch_loss_metrics(model, batch)
 
-    def _pair(self, stats: TokenStats, batch: PreferenceBatch) -> PairLogps:
-        ref_logps = self.compute_ref_log_probs(batch).to(stats.logps.dtype)
-        return PairLogps.from_rows(stats.sequence_sum(), ref_logps, stats.lengths, batch.pairs)
-
-    def _metrics(self, pair: PairLogps, stats: TokenStats, batch: PreferenceBatch) -> dict[str, Mean]:
-        weight, (first, second) = batch.unit_weights("pair"), batch.pairs.unbind(1)  # (M,) each
-        mask = stats.mask * 1.0  # (N, T)
-        chosen, rejected = self.args.beta * pair.chosen_logratio, self.args.beta * pair.rejected_logratio
-        difference = chosen - rejected
-
-        def over_pairs(values: Tensor) -> Mean:
-            return Mean.of(values, weight=weight)
-
-        def over_tokens(values: Tensor, rows: Tensor) -> Mean:
-            return Mean.of(values[rows], weight=mask[rows] * weight[:, None])
-
-        return {
-            "rewards/chosen": over_pairs(chosen),
-            "rewards/rejected": over_pairs(rejected),
-            "rewards/margins": over_pairs(difference),
-            "rewards/accuracies": over_pairs((difference > 0) + 0.5 * (difference == 0)),
-            "logps/chosen": over_pairs(pair.chosen),
-            "logps/rejected": over_pairs(pair.rejected),
-            "logits/chosen": over_tokens(stats.extra["mean_logit"], first),
-            "logits/rejected": over_tokens(stats.extra["mean_logit"], second),
-            "entropy": over_tokens(stats.required_entropy, first) + over_tokens(stats.required_entropy, second),
-            "mean_token_accuracy": over_tokens(stats.extra["top1"], first),
-        }
-
-    # Losses that couple rows: every pair of the step is scored first, then each parcel is trained on.
+    def _metrics(
+        self, pair: PairLogps, stats: TokenStats, ref_logps: Float[Tensor, "N T1"], batch: PreferenceBatch
+    ) -> dict[str, Mean]:
+        of_pairs = pair_metrics.pair_metrics(
+            pair, batch, beta=self.args.beta, reward=self.losses.reward, sources=self.source_names
+        )
+        return {**of_pairs, **pair_metrics.token_metrics(stats, ref_logps, batch)}
 
     def prepare_step(self, model: nn.Module, parcels: Sequence[PreferenceBatch]) -> list[PreferenceBatch]:
         """Give each parcel its part of the losses that couple rows; nothing to do for the others."""
         if not self.couples_rows:
             return list(parcels)
         with torch.no_grad():
-            own = [_columns(self._pair(forward(model, batch), batch), batch) for batch in parcels]
-        rows, start = gather_rows(torch.cat(own))  # (S, 6) pairs of the whole step
-        parts = {
-            entry.name: _value_and_gradient(entry.function, rows)
-            for entry in self.losses
-            if entry.facts["couples_rows"]
-        }
-        coupled: list[PreferenceBatch] = []
-        for batch, mine in zip(parcels, own, strict=True):
-            size = len(batch.pairs)
-            part = {name: values.new_zeros(size, 3) for name, values in parts.items()}
-            if len(mine):
-                part = {name: values[start : start + size] for name, values in parts.items()}
-                start += size
-            coupled.append(replace(batch, coupled=part))
-        return coupled
+            pairs = [self.score_pairs(model, batch) for batch in parcels]
+        return couple(parcels, pairs, self.losses.step_wide(self.running_means))
+
+    def score_pairs(self, model: nn.Module, batch: PreferenceBatch) -> PairLogps:
+        """Log-probs of a parcel's pairs under policy and reference, and nothing else."""
+        return pair_logps(forward(model, batch), self.compute_ref_log_probs(batch), batch, ld_alpha=self.args.ld_alpha)
+
+    def follow_policy(self) -> None:
+        """After each optimizer step: a moving reference moves."""
+        self.reference.follow(self.accelerator.unwrap_model(self.model), step=self.state.global_step)
 
     def binding(self) -> dict[str, Any]:
         """A resumed run must have the same reference."""
@@ -200,32 +164,3 @@ class DPOTrainer(PolicyTrainer):
     def check_first_step(self, batch: PreferenceBatch) -> dict[str, Any]:
         """Score one pair again, row by row through the model's own logits, and compare; the loss should be log 2."""
         return check_dpo(self, batch)
-
-
-def _columns(pair: PairLogps, batch: PreferenceBatch) -> Float[Tensor, "M 6"]:
-    if batch.weight is not None and not bool((batch.weight == 1).all()):
-        raise ValueError(
-            f"rows {batch.row_id.unique().tolist()}: a loss that couples rows cannot weight them: drop `weight`"
-        )
-    table = torch.stack([wide(getattr(pair, name)) for name in PAIR_COLUMNS], dim=1)
-    return table[:0] if batch.is_filler else table
-
-
-def _value_and_gradient(function: Callable[[PairLogps], Tensor], rows: Float[Tensor, "S 6"]) -> Float[Tensor, "S 3"]:
-    """The loss at each position of the step, and the derivative of their sum by each pair's log-probs."""
-    columns = dict(zip(PAIR_COLUMNS, rows.unbind(1), strict=True))
-    chosen, rejected = (columns[name].detach().requires_grad_() for name in ("chosen", "rejected"))
-    with torch.enable_grad():
-        losses = function(PairLogps(**{**columns, "chosen": chosen, "rejected": rejected}))
-        gradients = torch.autograd.grad(losses.sum(), (chosen, rejected))
-    return torch.stack([losses.detach(), *gradients], dim=1)
-
-
-def _coupled(name: str, pair: PairLogps, batch: PreferenceBatch) -> Float[Tensor, "M"]:
-    """The step-wide loss as seen from one parcel: its values, and its gradient with respect to the parcel's rows."""
-    value, by_chosen, by_rejected = batch.coupled[name].to(pair.chosen.dtype).unbind(1)  # (M,) each
-    return (
-        value
-        + by_chosen * (pair.chosen - pair.chosen.detach())
-        + by_rejected * (pair.rejected - pair.rejected.detach())
-    )

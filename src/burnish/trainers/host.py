@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from burnish.runtime.cpu import CpuSettings
     from burnish.runtime.guard import StepGuard
     from burnish.runtime.rundir import RunDirectory
-    from burnish.runtime.state import Counter, Stateful
+    from burnish.runtime.state import Counter, RunningMeans, Stateful
     from burnish.trainers.config import PolicyConfig
     from burnish.types import LossOutput, TokenBatch
 
@@ -39,13 +39,16 @@ class Host(Trainer):
         metric_buffer: sums of the metrics since the last log line.
         guard: lets only finite steps reach the optimizer.
         num_tokens: tokens seen since the start of the run.
+        running_means: means of metrics over past steps, which a loss may read.
         run: the open run directory of the main process during training, else None.
         cpu_settings: what the CPU runtime was set to for the run, or None.
         findings: faults of the data sets that do not stop a run.
         couples_rows: the loss of a row depends on the other rows of the step.
+        source_names: the sources that the training rows come from, by their number in the column `source`.
     """
 
     couples_rows: bool = False
+    source_names: Sequence[str] = ()
 
     if TYPE_CHECKING:
         args: PolicyConfig
@@ -64,6 +67,7 @@ class Host(Trainer):
         metric_buffer: MetricBuffer
         guard: StepGuard
         num_tokens: Counter
+        running_means: RunningMeans
         run: RunDirectory | None
         cpu_settings: CpuSettings | None
 

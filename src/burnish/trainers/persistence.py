@@ -79,7 +79,8 @@ class PersistenceMixin(Host):
 
     def _save_training_state(self, directory: Path) -> None:
         rank = self.args.process_index
-        save_tree(directory, f"rank_state_{rank}", {"rng": rng_state(), "metrics": self.metric_buffer.state()})
+        own = {"metrics": self.metric_buffer.state(), "followed": self.running_means.collected()}
+        save_tree(directory, f"rank_state_{rank}", {"rng": rng_state(), **own})
         if not self.args.should_save:
             return
         save_tree(directory, "optimizer", self.optimizer.state_dict())
@@ -117,8 +118,9 @@ class PersistenceMixin(Host):
         saved = load_tree(directory, "trainer_extra")
         for name, item in self.stateful().items():
             item.load_state_dict(saved[name])
-        metrics = load_tree(directory, f"rank_state_{self.args.process_index}")["metrics"]
-        self.metric_buffer.load_state(metrics, self.args.device)
+        own = load_tree(directory, f"rank_state_{self.args.process_index}")
+        self.metric_buffer.load_state(own["metrics"], self.args.device)
+        self.running_means.load_collected(own["followed"])
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Tied weights are saved once, so the names of the copies are not missing."""
