@@ -37,6 +37,7 @@ EXPLANATIONS: dict[str, str] = {
     "length_margin_correlation": "Correlation of that difference with the margin over pairs; near 1: length is learnt.",
     "kl": "Drift from the reference: mean of exp(d) - 1 - d over the data's tokens, d = reference - policy in nats. "
     "KL(policy || reference) if the policy wrote the answers; else an index.",
+    "kl/sequential": "KL(reference || policy) of the next-token distributions in nats, mean over the data's tokens.",
     "truncated": "Share of answers that were cut, or whose prompt was.",
     "logps/chosen": "Summed log-prob of chosen answers in nats. It may fall while the margin grows.",
     "logps/rejected": "Summed log-prob of rejected answers in nats.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from test_preference import call, gradients, make_pair
 
 from burnish.losses import preference_losses
@@ -61,6 +62,28 @@ def test_discopop():
     m = 0.7310585786300049
     expected = (1 - m) * nll(0.5) + m * math.exp(-0.5)
     assert call("discopop", make_pair(**ONE), beta=0.5, discopop_tau=0.5) == pytest.approx([expected], abs=1e-12)
+
+
+def test_tdpo():
+    """b = 0.5, D = 1, K_w = 0.4, K_l = 1: first form 0.5 - 0.5 x 0.6 = 0.2; second, alpha 0.5: 0.5 - 0.15 = 0.35."""
+    pair = make_pair(**ONE, chosen_kl=[0.4], rejected_kl=[1.0])
+    assert call("tdpo1", pair, beta=0.5) == pytest.approx([nll(0.2)], abs=1e-12)
+    assert call("tdpo", pair, beta=0.5) == pytest.approx([nll(0.35)], abs=1e-12)
+    assert call("tdpo", pair, beta=0.5, tdpo_alpha=0.0) == pytest.approx([nll(0.5)], abs=1e-12)
+
+
+def test_tdpo_pushes_through_the_rejected_drift_only():
+    """d loss / d K_l = b alpha σ(-0.35) with alpha 0.5; none by K_w in the second form, -b σ(-0.2) in the first."""
+    pair = make_pair(**ONE, chosen_kl=[0.4], rejected_kl=[1.0])
+    for kl in (pair.chosen_kl, pair.rejected_kl):
+        kl.requires_grad_()
+    second = preference_losses["tdpo"].function(pair, beta=0.5).sum()
+    by = torch.autograd.grad(second, (pair.chosen_kl, pair.rejected_kl), allow_unused=True)
+    assert by[0] is None
+    assert by[1].item() == pytest.approx(0.25 / (1 + math.exp(0.35)), abs=1e-12)
+    first = preference_losses["tdpo1"].function(pair, beta=0.5).sum()
+    by = torch.autograd.grad(first, (pair.chosen_kl, pair.rejected_kl))
+    assert by[0].item() == pytest.approx(-0.5 / (1 + math.exp(0.2)), abs=1e-12)
 
 
 def test_nca():

@@ -96,6 +96,10 @@ def test_what_columns_do_not_know_is_refused():
     batch = make_batch(ref_chosen_logps=-1.5, ref_rejected_logps=-2.5)
     with pytest.raises(ValueError, match=r"rows \[4\] have the reference's log-probs as sums.*ref_chosen_token_logps"):
         FromColumns().token_logps(batch)
+    with pytest.raises(ValueError, match="needs its model, and this one is: columns ref_chosen_logps"):
+        FromColumns().teacher(batch)
+    with pytest.raises(ValueError, match="needs one: reference_free=True"):
+        NoReference("reference_free=True").teacher(batch)
 
 
 def test_no_reference_is_0_everywhere():

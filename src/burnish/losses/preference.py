@@ -176,3 +176,28 @@ def discopop(pair: PairLogps, *, beta: float, discopop_tau: float) -> Float[Tens
     share = torch.sigmoid(logits / discopop_tau)
     exponential = (logsigmoid(logits / discopop_tau) - logits).exp()
     return (1 - share) * -logsigmoid(logits) + exponential
+
+
+@preference_loss("tdpo1", paper="2404.11999", needs=frozenset({"divergence"}))
+def tdpo1(pair: PairLogps, *, beta: float) -> Float[Tensor, "M"]:
+    """Token-level DPO, first form: the margin is corrected by how far the policy drifted along each answer.
+
+    loss = -log σ(b D - b (K_l - K_w)),   K = sum over tokens of KL(reference || policy)
+
+    Source: TDPO (2404.11999) eq. 14.
+    """
+    chosen_kl, rejected_kl = pair.required_kl
+    return -logsigmoid(beta * (pair.logratio_diff - (rejected_kl - chosen_kl)))
+
+
+@preference_loss("tdpo", paper="2404.11999", needs=frozenset({"divergence"}))
+def tdpo(pair: PairLogps, *, beta: float, tdpo_alpha: float = 0.5) -> Float[Tensor, "M"]:
+    """Token-level DPO, second form (TDPO2): no gradient through the drift along the chosen answer.
+
+    loss = -log σ(b D - alpha b (K_l - stop_gradient(K_w))),   K = sum over tokens of KL(reference || policy)
+
+    Source: TDPO (2404.11999) eq. 17.
+    """
+    chosen_kl, rejected_kl = pair.required_kl
+    drift = rejected_kl - chosen_kl.detach()  # (M,)
+    return -logsigmoid(beta * (pair.logratio_diff - tdpo_alpha * drift))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from burnish.models.divergence import Teacher, divergence_from
 from burnish.models.head import STATISTICS, score_tokens
 from burnish.models.introspect import HeadSpec, head_of, inspect_head, trunk_of
 from burnish.models.layout import run_rows
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-NEEDS = (*STATISTICS, "hidden")
+NEEDS = (*STATISTICS, "hidden")  # and "divergence", with a teacher
+AS_TEACHER = frozenset({"teacher"})
 
 
 def install_forward(model: PreTrainedModel) -> HeadSpec:
@@ -41,46 +43,66 @@ def install_forward(model: PreTrainedModel) -> HeadSpec:
         *args: Any,
         token_batch: TokenBatch | None = None,
         needs: frozenset[str] = frozenset(),
+        teacher: Teacher | None = None,
         **kwargs: Any,
     ) -> Any:
         if token_batch is None:
             return own_forward(self, *args, **kwargs)
-        return _score(self, token_batch, spec=spec, needs=needs)
+        return _score(self, token_batch, spec=spec, needs=needs, teacher=teacher)
 
     model.forward = MethodType(forward_or_score, model)
     return spec
 
 
-def forward(model: nn.Module, batch: TokenBatch, *, needs: Iterable[str] = ()) -> TokenStats:
+def forward(
+    model: nn.Module, batch: TokenBatch, *, needs: Iterable[str] = (), teacher: Teacher | None = None
+) -> TokenStats:
     """Per-token statistics of the batch's completions under a model.
 
     Args:
         model: a model with `install_forward`, bare or wrapped (DDP, FSDP, PEFT, autocast).
         batch: prompts and completions; only tokens of `loss_mask` are scored.
-        needs: any of `entropy`, `top1`, `mean_logit`, `sum_p2`, `hidden`. What is not asked for is not computed.
+        needs: any of `entropy`, `top1`, `mean_logit`, `sum_p2`, `hidden`, `divergence`. What is not asked for is not
+            computed.
+        teacher: the other model of `divergence`, KL(teacher || model) of the next-token distributions.
 
     Returns:
         `TokenStats` aligned with `batch.completion_ids`, exactly 0 outside `batch.loss_mask`.
+
+    Raises:
+        ValueError: an unknown need, `divergence` without a teacher, or a teacher of another vocabulary.
     """
-    outputs: dict[str, Tensor] = model(token_batch=batch, needs=frozenset(needs))
+    wanted = frozenset(needs)
+    if unknown := wanted - {*NEEDS, "divergence"}:
+        raise ValueError(f"unknown token statistics {sorted(unknown)}; known: {', '.join(NEEDS)}, divergence")
+    if "divergence" in wanted and teacher is None:
+        raise ValueError("divergence compares two models: pass teacher=teacher_of(other_model, batch)")
+    outputs: dict[str, Tensor] = model(token_batch=batch, needs=wanted, teacher=teacher)
     core = {name: outputs[name] for name in ("logps", "entropy", "hidden") if name in outputs}
     extra = {name: tensor for name, tensor in outputs.items() if name not in core}
     return TokenStats(mask=batch.loss_mask, extra=extra, **core)
 
 
-def _score(model: PreTrainedModel, batch: TokenBatch, *, spec: HeadSpec, needs: frozenset[str]) -> dict[str, Tensor]:
+@torch.no_grad()
+def teacher_of(model: nn.Module, batch: TokenBatch) -> Teacher:
+    """A model with `install_forward`, bare or wrapped, as the teacher of a parcel; without gradient."""
+    return model(token_batch=batch, needs=AS_TEACHER)["teacher"]
+
+
+def _score(
+    model: PreTrainedModel, batch: TokenBatch, *, spec: HeadSpec, needs: frozenset[str], teacher: Teacher | None
+) -> dict[str, Any]:
     """Trunk and head of one micro-batch; plain tensors, so that every wrapper finds them."""
     hidden = run_rows(trunk_of(model), batch)  # (N, T+1, H)
-    mask = batch.loss_mask
-    head = head_of(model)
+    if needs == AS_TEACHER:
+        return {"teacher": Teacher(hidden, head_of(model).weight, head_of(model).bias, spec)}
+    mask, head = batch.loss_mask, head_of(model)
+    states = hidden[:, :-1][mask]  # (R, H)
     stats = score_tokens(
-        hidden[:, :-1][mask],
-        head.weight,
-        head.bias,
-        batch.completion_ids[mask],
-        spec=spec,
-        needs=needs - {"hidden"},
+        states, head.weight, head.bias, batch.completion_ids[mask], spec=spec, needs=needs & set(STATISTICS)
     )
+    if teacher is not None and "divergence" in needs:
+        stats["divergence"] = divergence_from(teacher, mask, states, head.weight, head.bias, spec=spec)
     outputs = {name: _scatter(values, mask) for name, values in stats.items()}
     return {**outputs, "hidden": hidden} if "hidden" in needs else outputs
 

@@ -85,7 +85,7 @@ class _TileScores(torch.autograd.Function):
         extra: tuple[str, ...],
         with_entropy: bool,
     ) -> tuple[Tensor, ...]:
-        tiles = _Tiles(hidden, weight, bias, spec, dtype, num_buffers=2 if with_entropy or "sum_p2" in extra else 1)
+        tiles = Tiles(hidden, weight, bias, spec, dtype, num_buffers=2 if with_entropy or "sum_p2" in extra else 1)
         results = {
             name: torch.zeros(len(hidden), dtype=tiles.stat_dtype, device=hidden.device)
             for name in ("logps", "lse", "entropy", *extra)
@@ -115,7 +115,7 @@ class _TileScores(torch.autograd.Function):
     def backward(ctx: Any, grad_logps: Tensor, grad_entropy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, lse, entropy = ctx.saved_tensors
         through_entropy = bool(grad_entropy.count_nonzero())
-        tiles = _Tiles(
+        tiles = Tiles(
             hidden,
             weight,
             bias,
@@ -141,14 +141,14 @@ class _TileScores(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[rows] = (product @ tiles.weight).to(grad_hidden.dtype)
             if grad_weight is not None:
-                _accumulate_product(grad_weight, product.t(), tiles.hidden[rows])
+                accumulate_product(grad_weight, product.t(), tiles.hidden[rows])
         grads = (grad_hidden, grad_weight, grad_bias)
         inputs = (hidden, weight, bias)
         cast = (None if g is None else g.to(x.dtype) for g, x in zip(grads, inputs, strict=True))
         return *cast, None, None, None, None, None
 
 
-class _Tiles:
+class Tiles:
     """Slices of rows, and their logits in reused (tile, V) buffers."""
 
     def __init__(
@@ -216,7 +216,7 @@ class _Tiles:
         return grad.mul_(self.spec.scale) if self.spec.scale != 1.0 else grad
 
 
-def _accumulate_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+def accumulate_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Total += left @ right, in place when the dtypes agree."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)

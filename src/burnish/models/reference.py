@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from burnish.models.forward import forward, install_forward
+from burnish.models.forward import forward, install_forward, teacher_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
+    from burnish.models.divergence import Teacher
     from burnish.types import PreferenceBatch, TokenBatch, TokenStats
 
 SAMPLED_VALUES = 64
@@ -50,13 +51,17 @@ class Reference(Protocol):
         """The same per token; exactly 0 outside `loss_mask`."""
         ...
 
+    def teacher(self, batch: PreferenceBatch) -> Teacher:
+        """Hidden states and head of the reference, for the divergence between two models."""
+        ...
+
     def follow(self, policy: nn.Module, *, step: int) -> None:
         """Called after each optimizer step, counted from 1; a reference that stays does nothing."""
         ...
 
 
 class ModelReference(ABC):
-    """A reference that is a model: all of its answers come out of THE forward. Abstract: `score`."""
+    """A reference that is a model: all of its answers come out of THE forward. Abstract: `score`, `teacher`."""
 
     description: str
     knows_tokens = True
@@ -68,6 +73,10 @@ class ModelReference(ABC):
     @abstractmethod
     def score(self, batch: TokenBatch, *, needs: Iterable[str] = ()) -> TokenStats:
         """The reference's statistics of every trained token, without gradient."""
+
+    @abstractmethod
+    def teacher(self, batch: PreferenceBatch) -> Teacher:
+        """Hidden states and head of the reference."""
 
     def logps(self, batch: PreferenceBatch) -> Float[Tensor, "N"]:
         """Summed log-probs of each row."""
@@ -102,6 +111,11 @@ class FrozenModel(ModelReference):
     def score(self, batch: TokenBatch, *, needs: Iterable[str] = ()) -> TokenStats:
         """The model's statistics of every trained token."""
         return forward(self.model, batch, needs=needs)
+
+    @torch.no_grad()
+    def teacher(self, batch: PreferenceBatch) -> Teacher:
+        """The model's hidden states and head."""
+        return teacher_of(self.model, batch)
 
 
 class FromColumns:
@@ -145,6 +159,13 @@ class FromColumns:
             )
         return batch.ref_token_logps
 
+    def teacher(self, batch: PreferenceBatch) -> Teacher:
+        """Refused: numbers have no hidden states."""
+        raise ValueError(
+            f"the divergence from the reference needs its model, and this one is: {self.description}. "
+            "Drop the columns of reference log-probs, and switch precompute_ref_log_probs off."
+        )
+
     def follow(self, policy: nn.Module, *, step: int) -> None:
         """Stay as it is."""
 
@@ -172,6 +193,10 @@ class NoReference:
     def token_logps(self, batch: PreferenceBatch) -> Float[Tensor, "N T"]:
         """Zeros."""
         return torch.zeros(batch.completion_ids.shape, device=batch.completion_ids.device)
+
+    def teacher(self, batch: PreferenceBatch) -> Teacher:
+        """Refused: there is no other model."""
+        raise ValueError(f"the divergence from the reference needs one: {self.description}. Set reference_free=False.")
 
     def follow(self, policy: nn.Module, *, step: int) -> None:
         """Stay as it is."""

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
+    from burnish.models.divergence import Teacher
+
 
 @accept_trl_fields(UNBUILT_DPO)
 @dataclass
@@ -106,7 +108,8 @@ class DPOTrainer(PolicyTrainer):
 
     def concatenated_forward(self, model: nn.Module, batch: PreferenceBatch) -> TokenStats:
         """The policy's log-probs of chosen and rejected rows, (N, T), in one forward."""
-        return forward(model, batch, needs=self.needs)
+        teacher = self.compute_teacher(batch) if "divergence" in self.needs else None
+        return forward(model, batch, needs=self.needs, teacher=teacher)
 
     @torch.no_grad()
     def compute_ref_log_probs(self, batch: PreferenceBatch) -> Float[Tensor, "N T1"]:
@@ -115,6 +118,11 @@ class DPOTrainer(PolicyTrainer):
             if self.reference.knows_tokens:
                 return self.reference.token_logps(batch)
             return self.reference.logps(batch)[:, None]
+
+    def compute_teacher(self, batch: PreferenceBatch) -> Teacher:
+        """The reference's hidden states and head, for losses that read the divergence from it."""
+        with torch.no_grad(), self.accelerator.autocast():
+            return self.reference.teacher(batch)
 
     def dpo_loss(self, pair: PairLogps, batch: PreferenceBatch) -> tuple[Term, ...]:
         """One term for each loss: (M,), unreduced."""

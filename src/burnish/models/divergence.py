@@ -1,0 +1,137 @@
+"""The divergence between two models over one vocabulary, token by token, without a (rows, V) tensor.
+
+For each tile of rows both models' logits are computed, reduced to one number a row, and overwritten; the backward pass
+computes them again. With p the model, q the teacher, z the model's logits:
+
+    KL(q || p) = sum over v of q_v (log q_v - log p_v)        dKL/dz_v = p_v - q_v
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from burnish.models.head import Tiles, accumulate_product
+from burnish.models.introspect import HeadSpec
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What another model, over the same vocabulary, says of a parcel's completions: hidden states and head.
+
+    Attributes:
+        hidden: (N, T+1, H') the state before each completion token, and after the last.
+        weight: (V, H') of its head.
+        bias: (V,) or None.
+        spec: scale and softcap of its logits.
+    """
+
+    hidden: Float[Tensor, "N T1 H"]
+    weight: Float[Tensor, "V H"]
+    bias: Float[Tensor, "V"] | None
+    spec: HeadSpec
+
+
+def divergence_from(
+    teacher: Teacher,
+    mask: Bool[Tensor, "N T"],
+    hidden: Float[Tensor, "R H"],
+    weight: Float[Tensor, "V H"],
+    bias: Float[Tensor, "V"] | None,
+    *,
+    spec: HeadSpec,
+) -> Float[Tensor, "R"]:
+    """KL(teacher || model) in nats of the next-token distributions at the places of `mask`, at least float32.
+
+    Args:
+        teacher: of the same parcel; nothing flows into it.
+        mask: the R places, in the order of `hidden`.
+        hidden: the model's states there.
+        weight: the model's head.
+        bias: its bias, or None.
+        spec: scale and softcap of the model's logits.
+
+    Raises:
+        ValueError: two vocabularies.
+
+    Source: sequential KL of TDPO (2404.11999) eq. 10, one token of it.
+    """
+    if len(teacher.weight) != len(weight):
+        raise ValueError(
+            f"the divergence compares two models over one vocabulary; the policy has {len(weight)} tokens, "
+            f"the reference {len(teacher.weight)}: give a ref_model of the same family"
+        )
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    with torch.autocast(device, enabled=False):
+        other = (teacher.hidden[:, :-1][mask], teacher.weight, teacher.bias, teacher.spec)
+        return _ForwardKL.apply(hidden, weight, bias, spec, other, dtype)
+
+
+class _ForwardKL(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, spec: HeadSpec, other: Any, dtype: torch.dtype
+    ) -> Tensor:
+        model, teacher = _both(hidden, weight, bias, spec, other, dtype)
+        divergence = torch.zeros(len(hidden), dtype=model.stat_dtype, device=hidden.device)
+        for rows in model:
+            log_p, log_q = model.logits(rows), teacher.logits(rows)  # (n, V)
+            log_p.sub_(log_p.logsumexp(1, keepdim=True))
+            log_q.sub_(log_q.logsumexp(1, keepdim=True))
+            divergence[rows] = torch.linalg.vecdot(log_q.exp(), log_q.sub(log_p)).clamp(min=0)
+        ctx.save_for_backward(hidden, weight, bias)
+        ctx.spec, ctx.other, ctx.dtype = spec, other, dtype
+        return divergence
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias = ctx.saved_tensors
+        model, teacher = _both(hidden, weight, bias, ctx.spec, ctx.other, ctx.dtype)
+        grads = [
+            torch.zeros_like(operand, dtype=model.stat_dtype) if wanted else None
+            for operand, wanted in zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)
+        ]
+        grad_hidden, grad_weight, grad_bias = grads
+        for rows in model:
+            grad = _grad_logits(model, teacher, rows, grad_output[rows])  # (n, V)
+            if grad_bias is not None:
+                grad_bias += grad.sum(0)
+            product = grad.to(ctx.dtype)
+            if grad_hidden is not None:
+                grad_hidden[rows] = (product @ model.weight).to(grad_hidden.dtype)
+            if grad_weight is not None:
+                accumulate_product(grad_weight, product.t(), model.hidden[rows])
+        cast = (None if g is None else g.to(x.dtype) for g, x in zip(grads, (hidden, weight, bias), strict=True))
+        return *cast, None, None, None
+
+
+def _both(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, spec: HeadSpec, other: Any, dtype: torch.dtype
+) -> tuple[Tiles, Tiles]:
+    """The logits of both models, in tiles of the same rows."""
+    model = Tiles(hidden, weight, bias, spec, dtype, num_buffers=1)
+    states, head, head_bias, head_spec = other
+    return model, Tiles(states, head, head_bias, head_spec, dtype, num_buffers=1)
+
+
+def _grad_logits(model: Tiles, teacher: Tiles, rows: slice, grad_output: Tensor) -> Tensor:
+    """(n, V) gradient with respect to the product of the model's head and hidden state."""
+    logits = model.logits(rows)
+    softcap, scale = model.spec.softcap, model.spec.scale
+    chain = None if softcap is None else 1 - (logits / softcap) ** 2  # d logits / d scaled
+    p = logits.sub_(logits.logsumexp(1, keepdim=True)).exp_()
+    other = teacher.logits(rows)
+    q = other.sub_(other.logsumexp(1, keepdim=True)).exp_()
+    grad = p.sub_(q).mul_(grad_output[:, None])
+    if chain is not None:
+        grad.mul_(chain)
+    return grad.mul_(scale) if scale != 1.0 else grad
