@@ -21,11 +21,6 @@ MINIMUM_TRANSFORMERS = (5, 19)
 UNBUILT_DPO: dict[str, tuple[Any, ...]] = {
     "router_aux_loss_coef": (None, 0, 0.0),
     "padding_free": (False,),
-    "precompute_ref_log_probs": (False,),
-    "precompute_ref_batch_size": (None,),
-    "sync_ref_model": (False,),
-    "ref_model_mixup_alpha": (0.6,),
-    "ref_model_sync_steps": (512,),
     "model_adapter_name": (None,),
     "ref_adapter_name": (None,),
     "ref_model_init_kwargs": (None,),

@@ -16,3 +16,11 @@ def test_error_names_the_first_eight_rows_in_twelve_lines():
     assert "row 8," not in message
     assert "12 more" in message
     assert len(message.splitlines()) <= 12
+
+
+def test_excerpt_of_a_value_of_too_many_levels():
+    """Python itself cannot show it."""
+    deep = []
+    for _ in range(10_000):
+        deep = [deep]
+    assert excerpt(deep) == "<list of too many levels to show>"

@@ -151,7 +151,7 @@ def test_the_policy_cannot_be_its_own_reference(tmp_path):
         ({"beta": 0.0}, "above 0"),
         ({"label_smoothing": 0.5}, "not including"),
         ({"loss_type": ["sigmoid", "ipo"], "loss_weights": [1.0]}, "one for each"),
-        ({"sync_ref_model": True}, "not built yet"),
+        ({"padding_free": True}, "not built yet"),
         ({"auto_find_batch_size": True}, "not supported"),
         ({"on_bad_row": "skip"}, "error, drop"),
         ({"max_length": 0}, "max_length"),

@@ -3,51 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from burnish.data.chat import render
+from burnish.data.chat import open_prompt
 from burnish.data.encode import encode_texts, special_prefix
 from burnish.data.errors import RowProblem
 from burnish.data.formats import TextPreference, read_preference
+from burnish.data.images import EncodedImage, place_images, read_images, without_decoding
+from burnish.data.parts import text_of
+from burnish.data.pixels import prompt_inputs
+from burnish.data.placeholders import run_processor
+from burnish.models.vision import image_inputs, tokenizer_of
 from burnish.report.console import Answer
+from burnish.types import TokenBatch
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as it is shown, and as the model gets it."""
+    """A prompt as it is shown, and as the model gets it: its ids, and its images as in `TokenBatch.extra`."""
 
     shown: str
     ids: tuple[int, ...]
+    images: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-def sample_prompts(rows: Dataset, tokenizer: PreTrainedTokenizerBase, num_prompts: int) -> list[Prompt]:
+def sample_prompts(
+    rows: Dataset, processing_class: PreTrainedTokenizerBase | ProcessorMixin, num_prompts: int
+) -> list[Prompt]:
     """Prompts of rows spread evenly over a data set, with the ids that training gives them. Bad rows are left out."""
-    count = min(num_prompts, len(rows))
-    chosen = (_prompt(rows[index * len(rows) // count], tokenizer) for index in range(count))
+    from transformers import ProcessorMixin
+
+    count, rows = min(num_prompts, len(rows)), without_decoding(rows)
+    processor = processing_class if isinstance(processing_class, ProcessorMixin) else None
+    tokenizer = tokenizer_of(processing_class)
+    chosen = (_prompt(rows[index * len(rows) // count], tokenizer, processor) for index in range(count))
     return [prompt for prompt in chosen if prompt is not None]
 
 
-def _prompt(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Prompt | None:
-    if "prompt_input_ids" in row:
-        ids = tuple(row["prompt_input_ids"])
-        return Prompt(str(tokenizer.decode(list(ids), skip_special_tokens=True)), ids)
+def _prompt(
+    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, processor: ProcessorMixin | None
+) -> Prompt | None:
     try:
-        read = read_preference(row)
-        if isinstance(read, TextPreference):
-            text, shown, prefix = read.prompt, read.prompt, special_prefix(tokenizer)
-        else:
-            text = render(tokenizer, read.prompt, column="prompt", open_answer=True)
-            shown, prefix = str(read.prompt[-1]["content"]), []
+        if processor is None:
+            return Prompt(*_shown_and_ids(row, tokenizer))
+        images = read_images(row)
+        shown, ids = _shown_and_ids(row, tokenizer, processor, images)
+        return Prompt(shown, ids, prompt_inputs(processor, images, ids))
     except RowProblem:  # named by the report on the data, if it is trained on
         return None
-    return Prompt(shown, (*prefix, *encode_texts(tokenizer, [text])[0].ids))
+
+
+def _shown_and_ids(
+    row: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    processor: ProcessorMixin | None = None,
+    images: Sequence[EncodedImage] = (),
+) -> tuple[str, tuple[int, ...]]:
+    if "prompt_input_ids" in row:
+        ids = tuple(row["prompt_input_ids"])
+        return str(tokenizer.decode(list(ids), skip_special_tokens=True)), ids
+    read = read_preference(row)
+    if isinstance(read, TextPreference):
+        text, shown, prefix = read.prompt, read.prompt, special_prefix(tokenizer)
+    else:
+        read = read if processor is None else place_images(read, len(images))
+        text, shown, prefix = open_prompt(tokenizer, read), text_of(read.prompt[-1]["content"]), []
+    if images:
+        return shown, (*prefix, *run_processor(processor, images, text=text)["input_ids"][0])
+    return shown, (*prefix, *encode_texts(tokenizer, [text])[0].ids)
 
 
 @torch.no_grad()
@@ -65,10 +95,7 @@ def greedy_answers(
     if not prompts:
         return []
     pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else end_token_ids[0]
-    width = max(len(prompt.ids) for prompt in prompts)
-    padded = [[pad] * (width - len(prompt.ids)) + list(prompt.ids) for prompt in prompts]
-    lengths = torch.tensor([len(prompt.ids) for prompt in prompts], device=model.device)  # (P,)
-    mask = torch.arange(width, device=model.device) >= width - lengths[:, None]  # (P, L)
+    batch = _batch(prompts, pad).to(model.device)
     settings = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
@@ -81,11 +108,31 @@ def greedy_answers(
     try:
         generate: Any = model.generate  # torch types the methods of a module as tensors
         ids = generate(
-            input_ids=torch.tensor(padded, device=model.device), attention_mask=mask.long(), generation_config=settings
+            input_ids=batch.prompt_ids,
+            attention_mask=batch.prompt_mask.long(),
+            generation_config=settings,
+            **image_inputs(batch),
         )
     finally:
         model.train(was_training)
-    return [_answer(row[width:], tokenizer, set(end_token_ids)) for row in ids.tolist()]
+    return [_answer(row[batch.prompt_ids.shape[1] :], tokenizer, set(end_token_ids)) for row in ids.tolist()]
+
+
+def _batch(prompts: Sequence[Prompt], pad: int) -> TokenBatch:
+    """The prompts, left-padded, each with an empty completion."""
+    width = max(len(prompt.ids) for prompt in prompts)
+    lengths = torch.tensor([len(prompt.ids) for prompt in prompts])  # (P,)
+    empty, places = torch.zeros((len(prompts), 0), dtype=torch.int64), torch.arange(len(prompts))
+    return TokenBatch(
+        prompt_ids=torch.tensor([[pad] * (width - len(prompt.ids)) + list(prompt.ids) for prompt in prompts]),
+        prompt_mask=torch.arange(width) >= width - lengths[:, None],
+        completion_ids=empty,
+        completion_mask=empty.bool(),
+        loss_mask=empty.bool(),
+        prompt_index=places,
+        row_id=places,
+        extra=tuple(prompt.images for prompt in prompts),
+    )
 
 
 def _answer(ids: list[int], tokenizer: PreTrainedTokenizerBase, end_ids: set[int]) -> Answer:

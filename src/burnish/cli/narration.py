@@ -82,7 +82,7 @@ class Narration(TrainerCallback):
         if trainer.is_world_process_zero():
             self._answers[when] = greedy_answers(
                 trainer.model,
-                trainer.processing_class,
+                trainer.tokenizer,
                 self._prompts,
                 max_new_tokens=self._runfile.max_new_tokens,
                 end_token_ids=trainer.end_token_ids,

@@ -1,10 +1,8 @@
 r"""A row -> the text that the model sees, and the ranges of its characters that are trained.
 
-Messages go through the tokenizer's chat template. With `F` the whole conversation as text, the turn `j` of
-the completion begins where the rendering of everything before it, generation prompt included, stops agreeing
-with `F`, and ends where the rendering of everything up to it stops agreeing with `F`. For most templates the
-former is a prefix of `F`. Where it is not (templates that open or strip thinking), the common prefix
-decides; a turn that cannot be told apart from the history is not trained. Both cases are counted.
+Messages go through the tokenizer's chat template (`burnish.data.template`); of the turns behind the prompt the
+assistant's are trained (`burnish.data.turns` says where they begin and end). A turn that the template rewrites when
+others follow, so that it cannot be told apart from the history, is not trained and counted.
 
 Example: ChatML, one question "a" and the answer "b": text
 `<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n`, of which `b<|im_end|>\n` is trained.
@@ -13,13 +11,16 @@ Example: ChatML, one question "a" and the answer "b": text
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from burnish.data.errors import DataError, RowProblem
-from burnish.data.formats import ChatPreference, Message, TextPreference, common_prefix
+from burnish.data.errors import RowProblem
+from burnish.data.formats import ChatPreference, TextPreference
+from burnish.data.messages import Message
+from burnish.data.template import adapt_calls, check_doubled, check_variables, render, unread_keys
+from burnish.data.turns import check_last_turn, turn_span
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Rendered:
         is_chat: the text came out of a chat template, which has put every special token itself.
         num_untrained_turns: assistant turns of the completion without a range of their own.
         num_reworded_prompts: 1 if the prompt's own rendering is no prefix of the text.
+        unread_keys: keys of messages that the chat template does not read.
     """
 
     text: str
@@ -39,6 +41,7 @@ class Rendered:
     is_chat: bool
     num_untrained_turns: int = 0
     num_reworded_prompts: int = 0
+    unread_keys: frozenset[str] = frozenset()
 
 
 def render_preference(
@@ -47,16 +50,35 @@ def render_preference(
     """The chosen and the rejected text of a row.
 
     Raises:
-        DataError: messages, but no chat template.
-        RowProblem: the template refuses the row, or no turn of an answer can be trained.
+        DataError: messages, but no chat template that can be used.
+        RowProblem: the template refuses the row or does not read what the row gives it, no turn of an answer can be
+            trained, or a token that belongs there once is there twice.
     """
     if isinstance(row, TextPreference):
-        return render_text(row.prompt, row.chosen), render_text(row.prompt, row.rejected)
-    opening = render(tokenizer, row.prompt, column="prompt", open_answer=True)
-    return (
-        render_chat(tokenizer, row.prompt, row.chosen, column="chosen", opening=opening),
-        render_chat(tokenizer, row.prompt, row.rejected, column="rejected", opening=opening),
-    )
+        sides = render_text(row.prompt, row.chosen), render_text(row.prompt, row.rejected)
+    else:
+        check_variables(tokenizer, row)
+        row = adapt_calls(tokenizer, row)
+        opening = open_prompt(tokenizer, row)
+        unread = unread_keys(tokenizer, row)
+        chosen, rejected = (
+            replace(render_chat(tokenizer, row, answer, column=column, opening=opening), unread_keys=unread)
+            for column, answer in (("chosen", row.chosen), ("rejected", row.rejected))
+        )
+        sides = chosen, rejected
+    for column, side in zip(("chosen", "rejected"), sides, strict=True):
+        check_doubled(tokenizer, side.text, [end for _, end in side.spans], column=column)
+    return sides
+
+
+def open_prompt(tokenizer: PreTrainedTokenizerBase, row: ChatPreference) -> str:
+    """The prompt of a row with the header of the answer, as the model gets it to generate.
+
+    Raises:
+        DataError: no chat template that can be used.
+        RowProblem: the template refuses the prompt.
+    """
+    return render(tokenizer, row, row.prompt, column="prompt", open_answer=True)
 
 
 def render_text(prompt: str, completion: str) -> Rendered:
@@ -71,7 +93,7 @@ def render_text(prompt: str, completion: str) -> Rendered:
 
 def render_chat(
     tokenizer: PreTrainedTokenizerBase,
-    prompt: Sequence[Message],
+    row: ChatPreference,
     completion: Sequence[Message],
     *,
     column: str,
@@ -81,74 +103,33 @@ def render_chat(
 
     Args:
         tokenizer: has the chat template.
-        prompt: the turns before the completion.
-        completion: the turns after it; the first and the last are the assistant's.
+        row: its prompt, tools and template variables.
+        completion: the turns after the prompt; the first and the last are the assistant's.
         column: the completion's column, for errors.
         opening: the rendering of the prompt with the generation prompt.
 
     Raises:
         RowProblem: the template refuses the conversation, or no turn can be trained.
     """
-    messages = [*prompt, *completion]
-    text = render(tokenizer, messages, column=column)
+    num_prompt, messages = len(row.prompt), [*row.prompt, *completion]
+    say = partial(render, tokenizer, row, column=column)
+    text = say(messages)
     spans: list[tuple[int, int]] = []
     num_untrained = 0
-    for index, turn in enumerate(completion, start=len(prompt)):
-        if turn["role"] != "assistant":
+    for index in range(num_prompt, len(messages)):
+        if messages[index]["role"] != "assistant":
             continue
-        before = (
-            opening if index == len(prompt) else render(tokenizer, messages[:index], column=column, open_answer=True)
-        )
-        start = common_prefix(before, text)
-        if start < len(before):
-            history = render(tokenizer, messages[:index], column=column)
-            start = -1 if start < common_prefix(before, history) else start
-        is_last = index == len(messages) - 1
-        end = len(text) if is_last else common_prefix(render(tokenizer, messages[: index + 1], column=column), text)
-        if 0 <= start < end:
-            spans.append((start, end))
-        else:
+        before = opening if index == num_prompt else say(messages[:index], open_answer=True)
+        span = turn_span(say, messages, index, text=text, before=before)
+        if span is None:
             num_untrained += 1
+            continue
+        spans.append(span)
+        if index == len(messages) - 1:
+            check_last_turn(column, messages[index], text[slice(*span)])
     if not spans:
         fix = "Use a template that renders the turns of the prompt the same way with and without an answer."
         problem = "no turn can be trained: the chat template rewrites the turns before the answer"
         raise RowProblem(column, problem, value=completion[-1]["content"], fix=fix)
     reworded = int(not text.startswith(opening))
     return Rendered(text, tuple(spans), True, num_untrained, reworded)
-
-
-def render(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, column: str, open_answer: bool = False
-) -> str:
-    """Messages as text; `open_answer` adds the header of the assistant's turn.
-
-    Raises:
-        DataError: the tokenizer has no chat template.
-        RowProblem: the template refuses the messages.
-    """
-    check_chat_template(tokenizer)
-    conversation = [dict(message) for message in messages]
-    try:
-        text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=open_answer)
-    except (TemplateError, TypeError, ValueError) as error:
-        roles = ", ".join(message["role"] for message in messages)
-        fix = "Change the turns to what the template allows, or give the tokenizer another template."
-        raise RowProblem(column, f"the chat template refuses the turns: {error}", value=roles, fix=fix) from error
-    assert isinstance(text, str)
-    return text
-
-
-def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Messages need a chat template.
-
-    Raises:
-        DataError: the tokenizer has none.
-    """
-    if tokenizer.chat_template:
-        return
-    name = tokenizer.name_or_path or type(tokenizer).__name__
-    raise DataError(
-        f"the rows are messages, but the tokenizer {name!r} has no chat template.\n"
-        "Use the tokenizer of the chat (instruct) model, or set tokenizer.chat_template,\n"
-        "or give prompt, chosen and rejected as text."
-    )

@@ -60,9 +60,12 @@ class PreferenceCollator:
             prompt_index=torch.arange(num_rows).repeat_interleave(2),
             row_id=row_id.repeat_interleave(2),
             pairs=torch.arange(2 * num_rows).view(num_rows, 2),
-            ref_logps=_numbers(rows, ("ref_chosen_logps", "ref_rejected_logps")),
+            ref_logps=_numbers(rows, ("ref_chosen_logps", "ref_rejected_logps"), dtype=torch.float64),
+            ref_token_logps=_token_numbers(
+                rows, ("ref_chosen_token_logps", "ref_rejected_token_logps"), width=completion_ids.shape[1]
+            ),
             weight=_numbers(rows, ("weight",)),
-            margin=_numbers(rows, ("margin",)),
+            margin=_margins(rows),
             is_filler=any(row.get("is_filler", False) for row in rows),
         )
 
@@ -79,19 +82,44 @@ class PreferenceCollator:
         return ids, mask
 
 
-def _numbers(rows: Sequence[Row], columns: Sequence[str]) -> Tensor | None:
-    """The columns row by row, (rows * columns,), or None if no row has them.
+def _margins(rows: Sequence[Row]) -> Tensor | None:
+    """The column `margin`, else how much higher the chosen answer is scored, (rows,); None if neither is given."""
+    margins, scores = _numbers(rows, ("margin",)), _numbers(rows, ("score_chosen", "score_rejected"))
+    if margins is not None or scores is None:
+        return margins
+    return scores[0::2] - scores[1::2]
+
+
+def _numbers(rows: Sequence[Row], columns: Sequence[str], *, dtype: torch.dtype = torch.float32) -> Tensor | None:
+    """The columns row by row, (rows * columns,), or None if no row has them."""
+    values = _given(rows, columns)
+    return torch.tensor(values, dtype=dtype) if values else None
+
+
+def _token_numbers(rows: Sequence[Row], columns: Sequence[str], *, width: int) -> Tensor | None:
+    """Columns of lists row by row, padded with 0: (rows * columns, width), or None if no row has them."""
+    lists = _given(rows, columns)
+    if not lists:
+        return None
+    numbers = torch.zeros(len(lists), width, dtype=torch.float64)
+    for index, values in enumerate(lists):
+        numbers[index, : len(values)] = torch.tensor(values, dtype=torch.float64)
+    return numbers
+
+
+def _given(rows: Sequence[Row], columns: Sequence[str]) -> list[Any]:
+    """The columns row by row; empty if no row has them.
 
     Raises:
         DataError: some rows have them and others do not.
     """
     values = [row.get(column) for row in rows for column in columns]
     if all(value is None for value in values):
-        return None
+        return []
     if None in values:
         missing = rows[values.index(None) // len(columns)]["row_id"]
         raise DataError(
             f"row {missing} has no {' or no '.join(columns)}, but other rows of its batch have. "
             "Give every row the number, or remove the column."
         )
-    return torch.tensor(values, dtype=torch.float32)
+    return values

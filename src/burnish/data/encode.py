@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from burnish.data.chat import Rendered
-from burnish.data.formats import common_prefix
+from burnish.data.prefix import common_prefix
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,10 @@ def excerpt(value: object, *, length: int = 60) -> str:
     "'a\\nb'"
     """
     shown = value if not isinstance(value, str) or len(value) <= 2 * length else value[:length] + value[-length:]
-    text = ascii(shown) if isinstance(value, str) and not value.isprintable() else repr(shown)
+    try:
+        text = ascii(shown) if isinstance(value, str) and not value.isprintable() else repr(shown)
+    except RecursionError:
+        text = f"<{type(value).__name__} of too many levels to show>"
     text = text.replace("\n", "\\n")
     if len(text) <= length:
         return text

@@ -9,6 +9,8 @@ from typing import Any
 
 from datasets import Dataset
 
+from burnish.data.images import DIGEST_COLUMN, image_columns
+
 NUM_LISTED_ROWS = 5
 NUM_ROWS_FOR_SHARES = 20
 LONGER_SHARE = 0.75
@@ -117,12 +119,14 @@ def _overlap(rows: Iterable[Fingerprint], name: str, held_out: Dataset) -> Findi
 
 
 def _fingerprints(dataset: Dataset) -> Iterator[Fingerprint]:
-    for batch in dataset.with_format("numpy").iter(batch_size=1000):
+    without_images = dataset.remove_columns(image_columns(dataset))
+    for batch in without_images.with_format("numpy").iter(batch_size=1000):
         assert isinstance(batch, dict)
+        images = batch.get(DIGEST_COLUMN, [()] * len(batch["row_id"]))
         for index, row_id in enumerate(batch["row_id"]):
             yield Fingerprint(
                 row_id=int(row_id),
-                prompt=_digest(batch["prompt_input_ids"][index]),
+                prompt=_digest(batch["prompt_input_ids"][index]) + str([*images[index]]).encode(),
                 chosen=_digest(batch["chosen_input_ids"][index]),
                 rejected=_digest(batch["rejected_input_ids"][index]),
                 chosen_length=int(batch["chosen_loss_mask"][index].sum()),

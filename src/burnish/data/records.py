@@ -10,12 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from burnish.data.chat import Rendered, render_preference
+from burnish.data.chat import Rendered
 from burnish.data.encode import TrainedTokens, encode_texts, train_tokens
 from burnish.data.errors import RowProblem
-from burnish.data.formats import NUMBER_COLUMNS, TextPreference, common_prefix, read_numbers, read_preference
+from burnish.data.formats import TextPreference, read_preference
+from burnish.data.images import DIGEST_COLUMN
+from burnish.data.numbers import NUMBER_COLUMNS, read_numbers
+from burnish.data.parts import IMAGE_COLUMNS
+from burnish.data.placeholders import WrittenImages, match_images, render_with_images
+from burnish.data.prefix import common_prefix
 from burnish.data.report import COUNTS, LENGTHS
 from burnish.data.truncate import PairTokens, TruncationPolicy, truncate
 
@@ -36,20 +41,23 @@ class TokenRules:
         truncation: the lengths that a row may have.
         prefix: ids that the tokenizer puts before a text.
         end_ids: ids that end an answer.
-        code: hash of the code that does it, so that other code does not find the old cache.
+        code: hash of the code that does it, and of what it reads beside the rows, so that the cache is of both.
+        processor: the model's, which writes images out, or None for a model of text.
     """
 
     truncation: TruncationPolicy
     prefix: tuple[int, ...]
     end_ids: tuple[int, ...]
     code: str
+    processor: ProcessorMixin | None = None
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A row as text: chosen and rejected, its numbers, and the message keys that nothing reads."""
+    """A row as text: chosen and rejected, its images, its numbers, and the message keys that nothing reads."""
 
     sides: tuple[Rendered, Rendered]
+    images: WrittenImages
     numbers: Mapping[str, float]
     ignored_keys: frozenset[str]
 
@@ -63,7 +71,7 @@ def preference_batch(
 ) -> dict[str, list[Any]]:
     """Records of a batch of text and message rows; every text of the batch is tokenised in one call."""
     rows = _rows(batch)
-    drafts = [_attempt(draft_preference, row, tokenizer) for row in rows]
+    drafts = [_attempt(draft_preference, row, tokenizer, rules.processor) for row in rows]
     sides = [side for draft in drafts if isinstance(draft, Draft) for side in draft.sides]
     encoded = iter(encode_texts(tokenizer, [side.text for side in sides]) if sides else [])
     outcomes: list[Record | RowProblem] = []
@@ -92,15 +100,18 @@ def tokenized_batch(
     return _collect(rows, indices, [_attempt(_tokenized_record, row, vocabulary, rules) for row in rows])
 
 
-def draft_preference(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Draft:
-    """A row as text.
+def draft_preference(
+    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, processor: ProcessorMixin | None = None
+) -> Draft:
+    """A row as text, with its images written out.
 
     Raises:
         RowProblem: the row cannot be trained on.
     """
     preference, numbers = read_preference(row), read_numbers(row)
     ignored = frozenset[str]() if isinstance(preference, TextPreference) else preference.ignored_keys
-    return Draft(render_preference(tokenizer, preference), numbers, ignored)
+    sides, images = render_with_images(tokenizer, preference, row, processor=processor)
+    return Draft(sides, images, numbers, ignored.union(*(side.unread_keys for side in sides)))
 
 
 def _preference_record(
@@ -113,7 +124,9 @@ def _preference_record(
         completions=(chosen.ids[shared:], rejected.ids[shared:]),
         masks=(chosen.mask[shared:], rejected.mask[shared:]),
     )
-    record = _pair_record(truncate(pair, truncation), draft.numbers)
+    cut = truncate(pair, truncation)
+    draft.images.check_whole(pair.prompt, cut.prompt, truncation)
+    record = {**_pair_record(cut, draft.numbers), **draft.images.record}
     record["ignored_keys"] = MESSAGE_SEPARATOR.join(sorted(draft.ignored_keys))
     record["num_prompt_tokens_in_completions"] = sum(len(head) - shared for head in heads)
     for side, tokens in zip(draft.sides, (chosen, rejected), strict=True):
@@ -132,7 +145,10 @@ def _tokenized_record(row: Mapping[str, Any], vocabulary: int, rules: TokenRules
         for column, ids in zip(MASK_COLUMNS, (chosen, rejected), strict=True)
     ]
     pair = PairTokens(prompt=prompt, completions=(chosen, rejected), masks=(masks[0], masks[1]))
-    record = _pair_record(truncate(pair, rules.truncation), read_numbers(row))
+    images = match_images(pair.prompt, pair.completions, row, processor=rules.processor)
+    cut = truncate(pair, rules.truncation)
+    images.check_whole(pair.prompt, cut.prompt, rules.truncation)
+    record = {**_pair_record(cut, read_numbers(row)), **images.record}
     for ids, mask in zip((chosen, rejected), masks, strict=True):
         trained = [token for token, is_trained in zip(ids, mask, strict=True) if is_trained]
         record["num_without_eos"] += int(trained[-1] not in rules.end_ids)
@@ -214,5 +230,6 @@ def _collect(
         assert isinstance(outcome, dict)
         records.append({**outcome, "row_id": row_id})
     given = [name for name, spellings in NUMBER_COLUMNS.items() if any(s in row for s in spellings for row in rows)]
-    columns = dict.fromkeys([*_empty_record({}), "row_id", *given])
+    with_images = [DIGEST_COLUMN] if any(column in row for column in IMAGE_COLUMNS for row in rows) else []
+    columns = dict.fromkeys([*_empty_record({}), "row_id", *given, *with_images])
     return {column: [record.get(column) for record in records] for column in columns}

@@ -20,7 +20,8 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features
 
 from burnish.data.errors import DataError, excerpt
-from burnish.data.formats import NUMBER_COLUMNS
+from burnish.data.images import encode_rows
+from burnish.data.numbers import NUMBER_COLUMNS
 
 FILE_KINDS = (".jsonl", ".json", ".csv", ".parquet")
 RECIPE = "recipe:"
@@ -119,6 +120,7 @@ def _pick_split(splits: DatasetDict, split: str, name: str) -> Dataset:
 def _from_list(rows: Sequence[Any]) -> Dataset:
     if not rows:
         raise DataError("the list of rows is empty; give at least one.")
+    rows = encode_rows(rows)
     schema = _schema(enumerate(rows), place="the list of rows")
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
     return Dataset.from_dict(

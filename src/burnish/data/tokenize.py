@@ -20,11 +20,14 @@ from typing import Any
 
 from datasets import Dataset, Features, Value
 from datasets import Sequence as ListOf
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from burnish.data.encode import special_prefix
 from burnish.data.errors import BadRow, DataError, bad_rows_error
-from burnish.data.formats import NUMBER_COLUMNS, PREFERENCE_COLUMNS, UNBUILT_COLUMNS
+from burnish.data.formats import PREFERENCE_COLUMNS, content_columns
+from burnish.data.images import DIGEST_COLUMN, attach_images, image_columns, stamp_files, without_decoding
+from burnish.data.numbers import NUMBER_COLUMNS
+from burnish.data.parts import IMAGE_COLUMNS
 from burnish.data.records import (
     ID_COLUMNS,
     MASK_COLUMNS,
@@ -50,6 +53,7 @@ def prepare_preferences(
     eos_token_ids: Sequence[int] = (),
     num_proc: int | None = None,
     name: str = "train",
+    processor: ProcessorMixin | None = None,
 ) -> tuple[Dataset, DataReport]:
     """Tokenise a preference data set. One that has token ids already keeps them, within the same lengths.
 
@@ -62,6 +66,7 @@ def prepare_preferences(
         eos_token_ids: ids that end an answer, beside the tokenizer's own EOS.
         num_proc: processes to share the work, or None for this one.
         name: the data set's name in messages.
+        processor: of a vision-language model, whose rows may have images; they stay with the prepared rows.
 
     Returns:
         Rows of row_id, prompt_input_ids, chosen_input_ids, chosen_loss_mask, rejected_input_ids,
@@ -75,14 +80,15 @@ def prepare_preferences(
         raise ValueError(f"on_bad_row={on_bad_row!r} is unknown; known: error, drop")
     if len(dataset) == 0:
         raise DataError(f"{name}: the data set has no rows. Check its path, split and filters.")
-    dataset = _split_ref_logps(dataset, name=name)
+    dataset = without_decoding(_split_ref_logps(dataset, name=name))
     is_tokenized = all(column in dataset.column_names for column in ID_COLUMNS)
     read = _read_columns(dataset, is_tokenized=is_tokenized, name=name)
     rules = TokenRules(
         truncation=truncation,
         prefix=tuple(special_prefix(tokenizer)),
         end_ids=_end_ids(tokenizer, eos_token_ids),
-        code=_code_hash(),
+        code=_code_hash() + stamp_files(dataset),
+        processor=processor,
     )
     mapped = _map(
         dataset.with_format(None).select_columns(read),
@@ -91,11 +97,12 @@ def prepare_preferences(
         num_proc=num_proc,
         name=name,
     )
+    mapped = attach_images(mapped, dataset)
     kept, bad_rows = _split_bad_rows(mapped, on_bad_row=on_bad_row, name=name)
     ignored = [column for column in dataset.column_names if column not in read] + _ignored_keys(kept)
     columns = [column for column in _output_features(read) if column not in BOOKKEEPING]
     report = make_report(kept, name=name, bad_rows=bad_rows, ignored_columns=ignored, content_columns=columns)
-    return kept.select_columns(columns), report
+    return kept.select_columns([*columns, *image_columns(kept)]), report
 
 
 def _split_ref_logps(dataset: Dataset, *, name: str) -> Dataset:
@@ -135,7 +142,7 @@ def _read_columns(dataset: Dataset, *, is_tokenized: bool, name: str) -> list[st
         for spellings in NUMBER_COLUMNS.values()
     ]
     row_id = ["row_id"] if "int" in types.get("row_id", "") else []
-    optional = MASK_COLUMNS if is_tokenized else ("prompt", *UNBUILT_COLUMNS)
+    optional = (*MASK_COLUMNS, *IMAGE_COLUMNS) if is_tokenized else content_columns(present)
     wanted = {*required, *optional, *row_id, *(column for column in numbers if column is not None)}
     return [column for column in present if column in wanted]
 
@@ -171,6 +178,8 @@ def _output_features(read: Sequence[str]) -> Features:
     for column, spellings in NUMBER_COLUMNS.items():
         if any(spelling in read for spelling in spellings):
             features[column] = Value("float64")
+    if any(column in read for column in IMAGE_COLUMNS):
+        features[DIGEST_COLUMN] = ListOf(integer)
     features.update(dict.fromkeys((*LENGTHS, *COUNTS), integer))
     return Features({**features, "ignored_keys": Value("string"), "problem": Value("string")})
 

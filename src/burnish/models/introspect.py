@@ -39,12 +39,22 @@ def trunk_of(model: PreTrainedModel) -> nn.Module:
     Raises:
         UnsupportedModelError: the model has no separate trunk, or is an encoder-decoder.
     """
-    trunk = model.get_decoder()
+    trunk = model.base_model if reads_images(model) else model.get_decoder()
     if trunk is None or trunk is model or model.config.is_encoder_decoder:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no decoder-only trunk below its head. Use an AutoModelForCausalLM."
         )
     return trunk
+
+
+def reads_images(model: PreTrainedModel) -> bool:
+    """The model takes images beside text: its trunk is then the whole of what lies below the head."""
+    return "image" in model.input_modalities
+
+
+def places_tokens(trunk: nn.Module) -> bool:
+    """The trunk works out the positions of text around images itself (m-RoPE); given ones would be wrong."""
+    return hasattr(trunk, "get_rope_index")
 
 
 def head_of(model: PreTrainedModel) -> nn.Linear:
@@ -109,6 +119,20 @@ def routes_tokens(model: PreTrainedModel) -> str | None:
         f"{type(model).__name__} is a mixture of experts with router_aux_loss_coef={coefficient}: "
         "its load-balancing loss is not built yet and is left out"
     )
+
+
+def router_aux_loss_coef(model: PreTrainedModel, wanted: float | None = None) -> float:
+    """The factor of a mixture of experts' load-balancing loss: the wanted one, else the model's own; 0 for others.
+
+    Raises:
+        ValueError: a factor is wanted for a model that routes no tokens.
+    """
+    own = getattr(model.config.get_text_config(), "router_aux_loss_coef", None)
+    if wanted and own is None:
+        raise ValueError(
+            f"router_aux_loss_coef={wanted} is set, but {type(model).__name__} is no mixture of experts: leave it unset"
+        )
+    return float((own if wanted is None else wanted) or 0.0)
 
 
 def num_dropouts(model: nn.Module) -> int:

@@ -17,8 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from burnish.models.vision import is_vision_config, load_processor
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+HUB_OPTIONS = ("trust_remote_code", "revision", "token", "cache_dir", "subfolder", "local_files_only", "code_revision")
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,12 @@ def load_policy(
 ) -> PreTrainedModel:
     """A causal model: the given one, or loaded by name, in float32 unless `init_kwargs` has another dtype.
 
+    A checkpoint of a model that reads images is loaded as that model.
+
     Raises:
         TypeError: not a name, a path or a transformers model.
     """
-    from transformers import AutoModelForCausalLM, PreTrainedModel
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
     if isinstance(model, PreTrainedModel):
         if init_kwargs:
@@ -84,7 +90,10 @@ def load_policy(
             f"model is {type(model).__name__}; give a name, a path, or a transformers PreTrainedModel (a causal model)"
         )
     kwargs = {"dtype": torch.float32, "trust_remote_code": trust_remote_code, **(init_kwargs or {})}
-    return AutoModelForCausalLM.from_pretrained(resolve_model(os.fspath(model)), **kwargs)
+    path = resolve_model(os.fspath(model))
+    config = _load_config(path, {name: value for name, value in kwargs.items() if name in HUB_OPTIONS})
+    auto_class: Any = AutoModelForImageTextToText if is_vision_config(config) else AutoModelForCausalLM
+    return auto_class.from_pretrained(path, **kwargs)
 
 
 def load_tokenizer(
@@ -92,25 +101,35 @@ def load_tokenizer(
     *,
     trust_remote_code: bool = False,
     revision: str | None = None,
-) -> PreTrainedTokenizerBase:
-    """The tokenizer that belongs to a model.
+) -> PreTrainedTokenizerBase | ProcessorMixin:
+    """The tokenizer that belongs to a model; the processor if the model reads images.
 
     Raises:
         ValueError: a model that exists only in memory does not say which tokenizer it needs.
     """
     from transformers import AutoTokenizer
 
-    name = os.fspath(model) if isinstance(model, str | os.PathLike) else model.config._name_or_path
+    is_name = isinstance(model, str | os.PathLike)
+    name = os.fspath(model) if is_name else model.config._name_or_path
     if not name:
         raise ValueError("a model that exists only in memory has no tokenizer: pass processing_class=<tokenizer>")
-    return AutoTokenizer.from_pretrained(
-        resolve_model(name), trust_remote_code=trust_remote_code, revision=revision or "main"
-    )
+    path = resolve_model(name)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision or "main"}
+    config = _load_config(path, options) if is_name else model.config
+    if is_vision_config(config):
+        return load_processor(path, config=config, **options)
+    return AutoTokenizer.from_pretrained(path, **options)
 
 
 def cache_directory() -> Path:
     """Where dequantised models are kept: $BURNISH_CACHE, else ~/.cache/burnish."""
     return Path(os.environ.get("BURNISH_CACHE", Path.home() / ".cache" / "burnish"))
+
+
+def _load_config(path: str, options: dict[str, Any]) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(path, **options)
 
 
 def _resolve_embedded(name: str, model: EmbeddedModel) -> str:

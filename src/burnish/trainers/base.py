@@ -22,8 +22,9 @@ from transformers import TrainerCallback
 from burnish.compat import check_versions
 from burnish.metrics import MetricBuffer
 from burnish.models.forward import install_forward
-from burnish.models.introspect import disable_dropout, end_token_ids
+from burnish.models.introspect import disable_dropout, end_token_ids, reads_images
 from burnish.models.load import load_policy, load_tokenizer
+from burnish.models.vision import check_processing_class, tokenizer_of
 from burnish.runtime.distributed import sum_over_ranks
 from burnish.runtime.guard import StepGuard, poison
 from burnish.runtime.state import Counter, RunningMeans, Stateful
@@ -37,7 +38,7 @@ from burnish.types import LossOutput, Mean, TokenBatch, wide
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 
 class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PersistenceMixin, ABC):
@@ -48,7 +49,8 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PersistenceMixin, 
         args: the options; a subclass's `config_class` with its defaults if None.
         train_dataset: rows, a `datasets.Dataset`, a path (.jsonl, .json, .parquet, .csv), or a hub name.
         eval_dataset: the same, or a mapping of names to several.
-        processing_class: the tokenizer; loaded from the model's name if None.
+        processing_class: the tokenizer, or the processor of a vision-language model; loaded from the model's name if
+            None.
         data_collator: rows to parcels; `PreferenceCollator` if None.
         callbacks: as in `transformers.Trainer`.
         optimizers: as in `transformers.Trainer`.
@@ -72,7 +74,7 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PersistenceMixin, 
         *,
         train_dataset: Any = None,
         eval_dataset: Any = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
         data_collator: Any = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
@@ -84,10 +86,14 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PersistenceMixin, 
         options = self.checked_args(args)
         remote = options.trust_remote_code
         self.processing_class = processing_class or load_tokenizer(model, trust_remote_code=remote)
+        self.tokenizer = tokenizer_of(self.processing_class)
         policy = load_policy(model, trust_remote_code=remote, init_kwargs=_mapping(options.model_init_kwargs))
         self.num_dropouts_disabled = disable_dropout(policy) if options.disable_dropout else 0
         install_forward(policy)
-        self.end_token_ids = end_token_ids(policy, self.processing_class)
+        check_processing_class(policy, self.processing_class)
+        if reads_images(policy) and options.ddp_find_unused_parameters is None:
+            options.ddp_find_unused_parameters = True  # a rank whose rows have no image does not run the vision tower
+        self.end_token_ids = end_token_ids(policy, self.tokenizer)
         self.args, self.data_reports, self.estimates = options, {}, {}
         self.run = None
         self.metric_buffer = MetricBuffer()

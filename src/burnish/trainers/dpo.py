@@ -16,16 +16,21 @@ import torch
 from burnish.compat import UNBUILT_DPO, accept_trl_fields
 from burnish.losses.pairing import pair_logps, wpo_weights
 from burnish.models.forward import forward
+from burnish.models.refcache import Precomputed
+from burnish.runtime.state import Stateful
 from burnish.trainers import pair_metrics
 from burnish.trainers.base import PolicyTrainer
-from burnish.trainers.config import PolicyConfig, arg
+from burnish.trainers.config import arg
 from burnish.trainers.coupling import couple
 from burnish.trainers.pair_losses import bind_losses
+from burnish.trainers.precompute import precompute
 from burnish.trainers.reference_options import ReferenceOptions, make_reference
 from burnish.trainers.selfcheck import check_dpo
 from burnish.types import LossOutput, Mean, PairLogps, PreferenceBatch, Term, TokenStats
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from jaxtyping import Float
     from torch import Tensor, nn
     from transformers import PreTrainedModel
@@ -35,8 +40,8 @@ if TYPE_CHECKING:
 
 @accept_trl_fields(UNBUILT_DPO)
 @dataclass
-class DPOConfig(ReferenceOptions, PolicyConfig):
-    """Options of `DPOTrainer`, on top of `PolicyConfig`."""
+class DPOConfig(ReferenceOptions):
+    """Options of `DPOTrainer`, on top of `PolicyConfig` and `ReferenceOptions`."""
 
     loss_type: Any = arg(["sigmoid"], "Name of a preference loss, a callable, or a list of them.")
     loss_weights: list[float] | None = arg(None, "Factor of each loss in the sum; 1 each if unset.")
@@ -164,6 +169,17 @@ class DPOTrainer(PolicyTrainer):
     def follow_policy(self) -> None:
         """After each optimizer step: a moving reference moves."""
         self.reference.follow(self.accelerator.unwrap_model(self.model), step=self.state.global_step)
+
+    def _open_run(self, found: Path | None) -> None:
+        super()._open_run(found)
+        if self.args.precompute_ref_log_probs and not isinstance(self.reference, Precomputed):
+            scored = precompute(self)
+            self.train_dataset, self.eval_dataset, self.reference = scored.train, scored.evaluation, scored.reference
+
+    def stateful(self) -> dict[str, Stateful]:
+        """As in `PolicyTrainer`, and a reference that moves."""
+        moving = {"reference": self.reference} if isinstance(self.reference, Stateful) else {}
+        return {**super().stateful(), **moving}
 
     def binding(self) -> dict[str, Any]:
         """A resumed run must have the same reference."""

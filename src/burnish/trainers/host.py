@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from datasets import Dataset
     from torch import nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
     from burnish.data.lint import Finding
     from burnish.data.report import DataReport
@@ -33,6 +33,7 @@ class Host(Trainer):
     """`transformers.Trainer` as the parts of a trainer see it.
 
     Attributes:
+        tokenizer: the processing class, or its tokenizer with its chat template.
         data_reports: what was cut, dropped or left out of each data set, by its name.
         estimates: mean, weight and standard error of each metric of the latest evaluations, by prefixed name.
         end_token_ids: the tokens that end an answer.
@@ -54,7 +55,8 @@ class Host(Trainer):
         args: PolicyConfig
         model: PreTrainedModel
         model_wrapped: nn.Module
-        processing_class: PreTrainedTokenizerBase
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin
+        tokenizer: PreTrainedTokenizerBase
         train_dataset: Dataset | None
         eval_dataset: Dataset | dict[str, Dataset] | None
         data_collator: Any

@@ -1,46 +1,236 @@
-"""Which reference a preference trainer has: decided here, once, from its options, its data and its model."""
+"""Which reference a preference trainer has: decided here, once, from its options, its data and its model.
+
+reference_free > columns of the data set > none, if no loss reads one > ref_model > the policy as it is now
+and that model stays, or moves with the policy, or is asked for all rows once, before the first step
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from burnish.models.load import load_policy
-from burnish.models.reference import FromColumns, NoReference, Reference, frozen_copy, given_model
-from burnish.trainers.config import arg
+from burnish.models.moving import (
+    BemaReference,
+    BemaSchedule,
+    MovingReference,
+    SyncedReference,
+    SyncSchedule,
+    check_can_follow,
+)
+from burnish.models.refcache import StartingPolicy
+from burnish.models.reference import FromColumns, FrozenModel, NoReference, Reference, frozen_copy, given_model
+from burnish.trainers.config import PolicyConfig, arg
+from burnish.trainers.precompute import check_can_precompute
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
     from burnish.trainers.dpo import DPOTrainer
 
+LOGPS, TOKEN_LOGPS = "ref_chosen_logps", "ref_chosen_token_logps"
+SYNC = SyncSchedule()
+
 
 @dataclass
-class ReferenceOptions:
-    """Options of the reference."""
+class ReferenceOptions(PolicyConfig):
+    """Options of the reference.
+
+    Raises:
+        ValueError: options that contradict each other, or one that would have no effect.
+    """
 
     reference_free: bool = arg(False, "Compare with a uniform reference: its log-probs are 0.")
+    precompute_ref_log_probs: bool = arg(
+        False, "Score all rows with the reference once, before the first step, and keep the log-probs on disk."
+    )
+    precompute_ref_batch_size: int | None = arg(
+        None, "Rows that are scored together for that; unset: per_device_train_batch_size."
+    )
+    sync_ref_model: bool = arg(False, "Move the reference towards the policy every so many steps (TR-DPO).")
+    ref_model_mixup_alpha: float = arg(SYNC.mixup_alpha, "How far it moves: the policy's share, above 0 up to 1.")
+    ref_model_sync_steps: int = arg(SYNC.sync_steps, "After how many optimizer steps it moves each time.")
+    ref_model_bema: dict[str, Any] | None = arg(
+        None, "Move the reference along a corrected average of the policy (BEMA), with these options; {} for defaults."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        size = self.precompute_ref_batch_size
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise ValueError(f"precompute_ref_batch_size={size!r}; allowed: whole numbers from 1")
+        sync = SyncSchedule(mixup_alpha=self.ref_model_mixup_alpha, sync_steps=self.ref_model_sync_steps)
+        mover(self)
+        if size is not None and not self.precompute_ref_log_probs:
+            raise ValueError("precompute_ref_batch_size has no effect without precompute_ref_log_probs=True")
+        if sync != SYNC and not self.sync_ref_model:
+            raise ValueError(
+                "ref_model_mixup_alpha and ref_model_sync_steps have no effect without sync_ref_model=True"
+            )
+        if len(chosen := switches(self)) > 1:
+            raise ValueError(
+                f"{' and '.join(chosen)} exclude each other: there is one reference, and the log-probs of one that "
+                "moves cannot be computed before. Set one of them."
+            )
+
+
+def switches(options: ReferenceOptions) -> list[str]:
+    """The options, at most one of which makes a reference something other than a model that stays."""
+    chosen = {
+        "reference_free": options.reference_free,
+        "precompute_ref_log_probs": options.precompute_ref_log_probs,
+        "sync_ref_model": options.sync_ref_model,
+        "ref_model_bema": options.ref_model_bema is not None,
+    }
+    return [name for name, is_set in chosen.items() if is_set]
+
+
+def mover(options: ReferenceOptions) -> Callable[..., MovingReference] | None:
+    """(model, description=...) -> the moving reference that the options ask for; None for one that stays.
+
+    Raises:
+        ValueError: a number that is not allowed.
+    """
+    if options.sync_ref_model:
+        schedule = SyncSchedule(mixup_alpha=options.ref_model_mixup_alpha, sync_steps=options.ref_model_sync_steps)
+        return partial(SyncedReference, schedule=schedule)
+    if options.ref_model_bema is None:
+        return None
+    if not isinstance(options.ref_model_bema, Mapping):
+        raise ValueError(f"ref_model_bema={options.ref_model_bema!r}; give a mapping of its options, {{}} for defaults")
+    return partial(BemaReference, schedule=BemaSchedule.of(options.ref_model_bema))
 
 
 def make_reference(trainer: DPOTrainer, ref_model: str | PreTrainedModel | None) -> Reference:
     """The reference of a trainer whose model and data are ready.
 
     Raises:
-        ValueError: two references at once, or the policy itself as one.
+        ValueError: two references at once, or an option that this model or these rows do not allow.
     """
-    options, columns = trainer.args, [] if trainer.train_dataset is None else trainer.train_dataset.column_names
-    if ref_model is not None and ref_model is trainer.model:
-        raise ValueError("ref_model is the policy itself, which is trained: leave it out, and a frozen copy is taken")
+    train, held_out = trainer.train_dataset, trainer.eval_dataset
+    columns = None if train is None else train.column_names  # of a stream they may be unknown
+    reference = choose_reference(
+        trainer.model,
+        ref_model,
+        trainer.args,
+        columns=columns or (),
+        need_reference=trainer.losses.need_reference,
+        needs=trainer.losses.needs,
+    )
+    if trainer.args.precompute_ref_log_probs:
+        others = held_out if isinstance(held_out, Mapping) else {"eval": held_out}
+        for name, rows in {"train": train, **others}.items():
+            if rows is not None:
+                check_can_precompute(rows, name=name)
+    return reference
+
+
+def choose_reference(
+    policy: PreTrainedModel,
+    ref_model: str | PreTrainedModel | None,
+    options: ReferenceOptions,
+    *,
+    columns: Collection[str] = (),
+    need_reference: bool = True,
+    needs: Collection[str] = (),
+) -> Reference:
+    """One of the references, of what is known about the run.
+
+    Args:
+        policy: with `install_forward`, before its first step, on its device.
+        ref_model: what the user gave as the reference, or None.
+        options: of the reference.
+        columns: of the training rows.
+        need_reference: whether any loss reads the reference.
+        needs: what the losses ask of the forward.
+
+    Raises:
+        ValueError: two references at once, or an option that would have no effect.
+    """
+    own = [column for column in (LOGPS, TOKEN_LOGPS) if column in columns]
+    _refuse_two(policy, ref_model, options, own=own)
+    _refuse_idle(ref_model, options, own=own, need_reference=need_reference)
     if options.reference_free:
         return NoReference("reference_free=True: every log-prob of the reference is 0")
-    if ref_model is None and "ref_chosen_logps" in columns:
-        return FromColumns()
-    if ref_model is None and not trainer.losses.need_reference:
+    if own:
+        return _of_columns(own)
+    if ref_model is None and not need_reference:
         return NoReference("none of the losses reads a reference: log-ratios are the policy's own log-probs")
+    if not options.precompute_ref_log_probs:
+        return _of_model(policy, ref_model, options)
+    _refuse_divergence(needs)
+    return StartingPolicy(policy) if ref_model is None else _of_model(policy, ref_model, options)
+
+
+def _of_columns(own: list[str]) -> FromColumns:
+    if TOKEN_LOGPS not in own:
+        return FromColumns()
+    return FromColumns(f"columns {TOKEN_LOGPS} and ref_rejected_token_logps of the data set", knows_tokens=True)
+
+
+def _of_model(
+    policy: PreTrainedModel, ref_model: str | PreTrainedModel | None, options: ReferenceOptions
+) -> FrozenModel:
+    """The given model, or a copy of the policy; in a moving reference, if one is asked for."""
+    move = mover(options)
+    if move is not None:
+        _refuse_adapters(policy, switch=switches(options)[0])
     if ref_model is None:
-        return frozen_copy(trainer.model)
-    if "ref_chosen_logps" in columns:
-        raise ValueError("ref_model is given, and the data set has ref_chosen_logps: leave out one of the two")
-    reference = given_model(load_policy(ref_model, trust_remote_code=options.trust_remote_code))
-    reference.model.to(options.device)
-    return reference
+        reference = frozen_copy(policy)
+    else:
+        reference = given_model(load_policy(ref_model, trust_remote_code=options.trust_remote_code))
+        reference.model.to(options.device)
+    if move is None:
+        return reference
+    check_can_follow(reference.model, policy)
+    return move(reference.model, description=reference.description)
+
+
+def _refuse_two(
+    policy: PreTrainedModel, ref_model: str | PreTrainedModel | None, options: ReferenceOptions, *, own: list[str]
+) -> None:
+    if ref_model is None:
+        return
+    if ref_model is policy:
+        raise ValueError("ref_model is the policy itself, which is trained: leave it out, and a frozen copy is taken")
+    if own:
+        raise ValueError(f"ref_model is given, and the data set has {own[0]}: leave out one of the two")
+    if options.reference_free:
+        raise ValueError("ref_model is given, and reference_free=True compares with none: leave out one of the two")
+    if options.ref_model_bema is not None:
+        raise ValueError(
+            "ref_model is given, and ref_model_bema makes the reference of the policy alone: leave out one of the two"
+        )
+
+
+def _refuse_idle(
+    ref_model: str | PreTrainedModel | None, options: ReferenceOptions, *, own: list[str], need_reference: bool
+) -> None:
+    """Options about a model, where no model is the reference."""
+    chosen = [switch for switch in switches(options) if switch != "reference_free"]
+    if chosen and own:
+        raise ValueError(
+            f"{chosen[0]} is set, and the data set has {own[0]}, which would be used instead: remove the columns "
+            f"from every data set, or leave {chosen[0]} out"
+        )
+    if chosen and ref_model is None and not need_reference:
+        raise ValueError(f"{chosen[0]} is set, and none of the losses reads a reference: leave it out")
+
+
+def _refuse_divergence(needs: Collection[str]) -> None:
+    if "divergence" in needs:
+        raise ValueError(
+            "the loss reads the divergence of the policy from the reference over the whole vocabulary, which is no "
+            "number of a row: set precompute_ref_log_probs=False"
+        )
+
+
+def _refuse_adapters(policy: nn.Module, *, switch: str) -> None:
+    if any(type(module).__module__.startswith("peft.") for module in policy.modules()):
+        raise ValueError(
+            f"{switch} mixes the policy's weights into the reference's, and this policy is an adapter on a model that "
+            f"it shares with its reference, so there is nothing to mix: leave {switch} out, or train the whole model"
+        )

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from datasets import Dataset
+from transformers import ProcessorMixin
 
 from burnish.data.collate import PreferenceCollator
 from burnish.data.lint import Finding, lint_preferences
+from burnish.data.pixels import ImageCollator
 from burnish.data.sampler import BatchLoader, RankBatchSampler
 from burnish.data.sources import load_rows
 from burnish.data.tokenize import TruncationPolicy, prepare_preferences
@@ -24,7 +26,8 @@ class RowsMixin(Host):
         with args.main_process_first(desc=f"tokenising {name}"):
             prepared, report = prepare_preferences(
                 load_rows(dataset),
-                self.processing_class,
+                self.tokenizer,
+                processor=self.processing_class if isinstance(self.processing_class, ProcessorMixin) else None,
                 truncation=TruncationPolicy(
                     max_length=args.max_length,
                     max_prompt_length=args.max_prompt_length,
@@ -53,11 +56,14 @@ class RowsMixin(Host):
         held_out = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
         return lint_preferences(self.train_dataset, {n: rows for n, rows in held_out.items() if rows is not None})
 
-    def _make_collator(self) -> PreferenceCollator:
-        own: Any = self.processing_class.pad_token_id
+    def _make_collator(self) -> PreferenceCollator | ImageCollator:
+        own: Any = self.tokenizer.pad_token_id
         pad = own if own is not None else next(iter(self.end_token_ids), 0)  # masks come from lengths: any id will do
         multiple = self.args.pad_to_multiple_of
-        return PreferenceCollator(pad, pad_to_multiple_of=None if multiple is None else int(multiple))
+        collator = PreferenceCollator(pad, pad_to_multiple_of=None if multiple is None else int(multiple))
+        if not isinstance(self.processing_class, ProcessorMixin):
+            return collator
+        return ImageCollator(collator, self.processing_class)
 
     def _loader(self, dataset: Dataset, *, batch_size: int, train: bool) -> BatchLoader:
         args = self.args

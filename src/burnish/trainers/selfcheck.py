@@ -10,6 +10,7 @@ from torch.nn.functional import softplus
 
 from burnish.losses.pairing import pair_logps
 from burnish.models.reference import NoReference
+from burnish.models.vision import plain_inputs
 from burnish.types import wide
 
 if TYPE_CHECKING:
@@ -25,12 +26,10 @@ LOG_2_TOLERANCE = 1e-3
 @torch.no_grad()
 def plain_logps(model: PreTrainedModel, batch: TokenBatch, row: int) -> float:
     """Summed log-prob of one row's trained tokens: no padding, no tiles, the model's own logits and log-softmax."""
-    prompt = int(batch.prompt_index[row])
-    prompt_ids = batch.prompt_ids[prompt][batch.prompt_mask[prompt]]
     completion_mask = batch.completion_mask[row]
     completion_ids = batch.completion_ids[row][completion_mask]
-    logits = model(input_ids=torch.cat([prompt_ids, completion_ids])[None], use_cache=False).logits[0]
-    log_probs = wide(logits[len(prompt_ids) - 1 : -1]).log_softmax(-1)
+    logits = model(**plain_inputs(batch, row), use_cache=False).logits[0]
+    log_probs = wide(logits[-len(completion_ids) - 1 : -1]).log_softmax(-1)
     logps = log_probs.gather(1, completion_ids[:, None]).squeeze(1)
     return float(logps[batch.loss_mask[row][completion_mask]].sum())
 
