@@ -19,7 +19,6 @@ MINIMUM_TRANSFORMERS = (5, 19)
 
 # Field of TRL 1.16 or 0.25 -> the values that mean "off".
 UNBUILT_DPO: dict[str, tuple[Any, ...]] = {
-    "router_aux_loss_coef": (None, 0, 0.0),
     "padding_free": (False,),
     "model_adapter_name": (None,),
     "ref_adapter_name": (None,),

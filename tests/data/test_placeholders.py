@@ -17,7 +17,7 @@ from burnish.data.placeholders import (
     render_with_images,
     write_images,
 )
-from burnish.data.truncate import PairTokens, TruncationPolicy, truncate
+from burnish.data.truncate import RowTokens, TruncationPolicy, truncate
 from conftest import make_tokenizer
 from vision_models import FAMILIES, make_image, make_processor
 
@@ -35,8 +35,8 @@ def sides(prompt: str, chosen: str = "yes", rejected: str = "no"):
     return render_text(prompt, chosen), render_text(prompt, rejected)
 
 
-def pair_of(prompt: list[int]) -> PairTokens:
-    return PairTokens(prompt=prompt, completions=([70, 2], [71, 2]), masks=([True] * 2, [True] * 2))
+def pair_of(prompt: list[int]) -> RowTokens:
+    return RowTokens(prompt=prompt, completions=([70, 2], [71, 2]), masks=([True] * 2, [True] * 2))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

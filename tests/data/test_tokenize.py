@@ -47,7 +47,7 @@ def ids_of(text, tokenizer=None):
 
 def test_text_row_token_for_token():
     prepared, report = prepare([TEXT])
-    assert prepared.column_names == COLUMNS
+    assert prepared.column_names == [*COLUMNS, "truncated"]
     assert prepared[0] == {
         "row_id": 0,
         "prompt_input_ids": ids_of("Sky?"),
@@ -55,6 +55,7 @@ def test_text_row_token_for_token():
         "chosen_loss_mask": [True] * 6,
         "rejected_input_ids": [*ids_of(" red"), 2],
         "rejected_loss_mask": [True] * 5,
+        "truncated": [False, False],
     }
     assert report.counts == dict.fromkeys(report.counts, 0)
 
@@ -132,7 +133,7 @@ def test_optional_columns_row_ids_and_ignored_columns():
         "id": "x",
     }
     prepared, report = prepare([row])
-    assert prepared.column_names == [*COLUMNS, "ref_chosen_logps", "ref_rejected_logps", "weight"]
+    assert prepared.column_names == [*COLUMNS, "ref_chosen_logps", "ref_rejected_logps", "weight", "truncated"]
     assert (prepared[0]["row_id"], prepared[0]["ref_chosen_logps"], prepared[0]["weight"]) == (17, -3.0, 2.0)
     assert report.ignored_columns == ("id",)
 
@@ -251,3 +252,106 @@ def test_prompts_that_tokenise_differently_before_their_answers():
     assert row["rejected_loss_mask"] == [False, True, True, True, True]
     assert report.counts["num_straddling_tokens"] == 1
     assert report.counts["num_prompt_tokens_in_completions"] == report.counts["num_untrained_tokens"] == 2
+
+
+def test_ties_and_scores_are_counted():
+    """The tie is two pairs; only the last row's scores say otherwise than its label, since a tie says nothing. Of the
+    scores 3, 1, 2, 4, 1, 2 the mean is 13/6; chosen - rejected of the rows that are no ties is 2 and -1."""
+    rows = [
+        {**TEXT, "tie": False, "chosen_rating": 3, "rejected_rating": 1},
+        {**TEXT, "tie": True, "chosen_rating": 2, "rejected_rating": 4},
+        {**TEXT, "tie": False, "chosen_rating": 1, "rejected_rating": 2},
+    ]
+    prepared, report = prepare(rows)
+    assert prepared["tie"][:] == [False, True, False]
+    assert prepared["score_chosen"][:] == [3.0, 2.0, 1.0]
+    assert prepared["score_rejected"][:] == [1.0, 4.0, 2.0]
+    counts = {name: count for name, count in report.counts.items() if count}
+    assert counts == {"num_ties": 1, "num_scores_against_label": 1}
+    assert (report.num_rows, report.num_pairs) == (3, 4)
+    assert report.scores == {"mean": pytest.approx(13 / 6), "min": 1, "max": 4, "mean_difference": 0.5}
+    assert report.ignored_columns == ()
+    assert prepare(prepared)[0][:] == prepared[:]
+
+
+def test_token_logps_of_text_rows_are_those_of_the_tokens_that_are_kept():
+    """ " blue" and " red" are 6 and 5 tokens; 5 and 5 are kept."""
+    row = {**TEXT, "ref_chosen_token_logps": [-1.0] * 5, "ref_rejected_token_logps": [-2.0] * 5}
+    prepared, report = prepare([row], max_completion_length=5)
+    assert prepared[0]["ref_chosen_token_logps"] == [-1.0] * 5
+    assert report.counts["num_ref_logps_of_cut_rows"] == 0
+    with pytest.raises(DataError, match=r"'ref_chosen_token_logps': has 5 log-probs for an answer of 6 tokens"):
+        prepare([row])
+
+
+def test_token_logps_of_token_ids_are_cut_with_them():
+    row = {
+        "prompt_input_ids": [5],
+        "chosen_input_ids": [6, 7, 2],
+        "rejected_input_ids": [7],
+        "ref_chosen_token_logps": [-1.0, -2.0, -3.0],
+        "ref_rejected_token_logps": [-4.0],
+    }
+    prepared, _ = prepare([row], max_completion_length=2)
+    assert prepared[0]["ref_chosen_token_logps"] == [-1.0, -2.0]
+    assert prepared[0]["ref_rejected_token_logps"] == [-4.0]
+    with pytest.raises(DataError, match=r"row 0, column 'ref_rejected_token_logps': has 0 log-probs"):
+        prepare([{**row, "ref_rejected_token_logps": []}])
+
+
+def test_sums_of_log_probs_of_rows_that_are_cut_are_counted():
+    row = {**TEXT, "ref_chosen_logps": -1.0, "ref_rejected_logps": -2.0}
+    assert prepare([row])[1].counts["num_ref_logps_of_cut_rows"] == 0
+    assert prepare([row], max_completion_length=5)[1].counts["num_ref_logps_of_cut_rows"] == 1
+
+
+def test_sources_are_kept_if_they_are_integers():
+    prepared, report = prepare([{**TEXT, "source": 1}, {**TEXT, "source": 0}])
+    assert prepared["source"][:] == [1, 0]
+    assert report.ignored_columns == ()
+    assert report.fingerprint != prepare([TEXT, TEXT])[1].fingerprint
+    prepared, report = prepare([{**TEXT, "source": "web"}])
+    assert "source" not in prepared.column_names
+    assert report.ignored_columns == ("source",)
+    with pytest.raises(DataError, match="row 1, column 'source': is missing"):
+        prepare([{**TEXT, "source": 1}, {**TEXT, "source": None}])
+
+
+def test_shares_of_rows_truncated_and_dropped():
+    """Of four rows one is bad; of the other three the second loses the end of its chosen answer (7 tokens)."""
+    rows = [TEXT, {**TEXT, "chosen": " green"}, TEXT, {**TEXT, "chosen": None}]
+    prepared, report = prepare(rows, max_completion_length=6, on_bad_row="drop")
+    assert prepared["truncated"][:] == [[False, False], [True, False], [False, False]]
+    assert (report.truncated_share, report.dropped_share) == (pytest.approx(1 / 3), 0.25)
+    assert "1 bad rows dropped (25.0%)" in report.lines()[0]
+    assert "  33.3% of the rows truncated" in report.lines()
+    again, second = prepare(prepared)
+    assert again[:] == prepared[:]
+    assert (second.truncated_share, second.counts["num_completions_cut"]) == (report.truncated_share, 0)
+    assert prepare([TEXT])[1].truncated_share == 0
+
+
+def test_the_fingerprint_does_not_depend_on_what_is_not_trained_on():
+    row = {"prompt_input_ids": [5], "chosen_input_ids": [6, 2], "rejected_input_ids": [7]}
+    marked = {**row, "truncated": [True, False], "note": "x"}
+    assert prepare([row])[1].fingerprint == prepare([marked])[1].fingerprint
+
+
+@pytest.mark.parametrize(
+    ("change", "column"),
+    [
+        ({"tie": None}, "tie"),
+        ({"score_chosen": None}, "score_chosen"),
+        ({"ref_chosen_token_logps": None}, "ref_chosen_token_logps"),
+    ],
+)
+def test_numbers_that_one_row_lacks_are_named(change, column):
+    whole = {**TEXT, "tie": False, "score_chosen": 1.0, "score_rejected": 0.5}
+    whole |= {"ref_chosen_token_logps": [-1.0] * 6, "ref_rejected_token_logps": [-1.0] * 5}
+    with pytest.raises(DataError, match=f"row 1, column '{column}'"):
+        prepare([whole, {**whole, **change}])
+
+
+def test_a_column_of_nothing_is_as_none():
+    prepared, _ = prepare([{**TEXT, "tie": None, "score_chosen": None, "ref_chosen_token_logps": None}])
+    assert prepared.column_names == [*COLUMNS, "truncated"]

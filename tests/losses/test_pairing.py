@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from burnish.losses.auxiliary import load_balancing
 from burnish.losses.pairing import pair_logps, wpo_weights
 from burnish.types import PreferenceBatch, TokenStats
 
@@ -101,3 +102,13 @@ def test_wpo_weights_are_at_most_1_and_carry_no_gradient():
     weights = wpo_weights(TokenStats(logps=logps, mask=mask, extra={"sum_p2": torch.full((2, 1), 0.82)}), make_batch())
     assert weights.item() == 1.0
     assert not weights.requires_grad
+
+
+def test_load_balancing_is_weighted_by_tokens():
+    """The trainer sums over the trained tokens and divides by their number: each token carries the value."""
+    stats = TokenStats(logps=STATS.logps, mask=STATS.mask, aux_loss=torch.tensor(1.5))
+    (term,) = load_balancing(stats, coefficient=0.01)
+    assert (term.name, term.per, term.coefficient) == ("aux_loss", "token", 0.01)
+    assert term.losses.shape == (2, 3)
+    assert (term.losses == 1.5).all()
+    assert load_balancing(STATS, coefficient=0.01) == ()

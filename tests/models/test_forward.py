@@ -9,13 +9,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from burnish import forward
-from burnish.models.forward import NEEDS, install_forward
+from burnish.models.forward import NEEDS, install_forward, teacher_of
 from burnish.types import TokenBatch
 from conftest import make_model
 
 PROMPTS = [[11, 12, 13, 14, 15], [21]]
 COMPLETIONS = [[31, 32, 33], [41], [51, 52, 53, 54]]
 PROMPT_INDEX = [0, 0, 1]
+OF_ONE_MODEL = [name for name in NEEDS if name not in ("divergence", "aux_loss")]
 
 
 def make_batch(*, padding_id: int = 0, extra_padding: int = 0) -> TokenBatch:
@@ -52,7 +53,7 @@ def logps_of(model, batch: TokenBatch) -> torch.Tensor:
 @torch.no_grad()
 def test_alignment(installed):
     """logps[n, t] is the log-prob of completion token t after the prompt and the tokens before it: no off-by-one."""
-    stats = forward(installed, make_batch(), needs=NEEDS)
+    stats = forward(installed, make_batch(), needs=OF_ONE_MODEL)
     for row, (prompt, completion) in enumerate(zip([PROMPTS[p] for p in PROMPT_INDEX], COMPLETIONS, strict=True)):
         for position, token in enumerate(completion):
             context = torch.tensor([prompt + completion[:position]])
@@ -69,7 +70,7 @@ def test_alignment(installed):
 def test_shapes_and_zeros_outside_the_loss_mask(installed):
     batch = make_batch()
     batch = replace(batch, loss_mask=batch.loss_mask & (torch.arange(4) != 1))  # the second token is not trained
-    stats = forward(installed, batch, needs=NEEDS)
+    stats = forward(installed, batch, needs=OF_ONE_MODEL)
     assert stats.mask is batch.loss_mask
     assert stats.hidden.shape == (3, 5, 32)
     for values in (stats.logps, stats.entropy, *stats.extra.values()):
@@ -82,11 +83,12 @@ def test_shapes_and_zeros_outside_the_loss_mask(installed):
 
 def test_what_is_not_needed_is_not_computed(installed):
     stats = forward(installed, make_batch())
-    assert (stats.entropy, stats.hidden, dict(stats.extra)) == (None, None, {})
+    assert (stats.entropy, stats.hidden, stats.aux_loss, dict(stats.extra)) == (None, None, None, {})
 
 
 def test_unknown_need(installed):
-    with pytest.raises(ValueError, match=r"unknown token statistics \['top5'\]"):
+    known = "known: entropy, top1, mean_logit, sum_p2, hidden, divergence, aux_loss"
+    with pytest.raises(ValueError, match=rf"unknown token statistics \['top5'\]; {known}"):
         forward(installed, make_batch(), needs=("top5",))
 
 
@@ -141,18 +143,43 @@ def test_gradients_are_those_of_the_plain_computation(installed):
         assert float((mine.grad - other.grad).norm() / other.grad.norm()) < 1e-6, name
 
 
-def test_gradient_checkpointing_changes_nothing(installed):
+@pytest.mark.parametrize("use_reentrant", [False, True], ids=["non-reentrant", "reentrant"])
+def test_gradient_checkpointing_changes_nothing(installed, use_reentrant):
     batch, checkpointed = make_batch(), make_model(dtype=torch.float64)
     install_forward(checkpointed)
     names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")  # renamed in transformers 5.23
-    next(getattr(checkpointed, name) for name in names if hasattr(checkpointed, name))()
+    next(getattr(checkpointed, name) for name in names if hasattr(checkpointed, name))({"use_reentrant": use_reentrant})
+    teacher = make_model(1, torch.float64)
+    install_forward(teacher)
     runs: list[int] = []
     checkpointed.model.layers[0].mlp.register_forward_pre_hook(lambda *_: runs.append(1))
     for model in (installed, checkpointed):
-        forward(model.train(), batch).logps.sum().backward()
+        needs = ("entropy", "divergence")
+        stats = forward(model.train(), batch, needs=needs, teacher=teacher_of(teacher, batch))
+        (stats.logps.sum() + 0.5 * stats.entropy.sum() + 2 * stats.extra["divergence"].sum()).backward()
     for mine, other in zip(checkpointed.parameters(), installed.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-12, atol=1e-12)
     assert len(runs) == 2  # once, and once more in the backward pass
+
+
+def test_inside_one_call_of_distributed_data_parallel(installed):
+    """All statistics come out of the wrapped call, and the gradients of a world of one are those of the bare model."""
+    batch, bare = make_batch(), make_model(dtype=torch.float64)
+    teacher = make_model(1, torch.float64)
+    for model in (bare, teacher):
+        install_forward(model)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(installed)
+        other = teacher_of(torch.nn.parallel.DistributedDataParallel(teacher), batch)
+        for model in (wrapped, bare):
+            stats = forward(model, batch, needs=("entropy", "divergence"), teacher=other)
+            (stats.logps.sum() + stats.entropy.sum() + stats.extra["divergence"].sum()).backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    for mine, expected in zip(installed.parameters(), bare.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, expected.grad, rtol=1e-12, atol=1e-12)
 
 
 def test_bfloat16_autocast_reaches_trunk_and_head():

@@ -141,7 +141,7 @@ def test_states_reach_from_the_prompt_to_the_last_token(family):
     processor = make_processor(family)
     model = make_vision_model(family, processor, dtype=torch.float64)
     with torch.no_grad():
-        hidden = run_rows(trunk_of(model), make_batch(processor))
+        hidden = run_rows(trunk_of(model), make_batch(processor)).hidden
     assert hidden.shape == (5, 6, 32)
     torch.testing.assert_close(hidden[1, 0], hidden[2, 0], atol=1e-12, rtol=0)
     assert not torch.allclose(hidden[0, 0], hidden[1, 0])

@@ -20,6 +20,7 @@ from burnish.models.forward import install_forward
 from burnish.models.load import load_policy, load_tokenizer
 from burnish.models.reference import FrozenModel
 from burnish.runtime.rundir import read_events
+from burnish.trainers.precompute import precompute
 from burnish.trainers.selfcheck import plain_logps
 from conftest import make_model, make_rows, make_tokenizer
 from vision_models import FAMILIES, make_image, make_processor, make_vision_model
@@ -106,6 +107,32 @@ def test_saved_and_loaded_through_transformers(tmp_path, family):
     processor = load_tokenizer(str(tmp_path / "saved"))
     again = DPOTrainer(again, trainer.args, train_dataset=image_rows(), processing_class=processor)
     assert again.data_reports["train"].fingerprint == trainer.data_reports["train"].fingerprint
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_resumed_run_is_the_same(tmp_path, family):
+    """Also for a family whose weights have other names on the hub than in the model."""
+    options = {"dtype": torch.float64, "save_strategy": "steps", "save_steps": 2}
+    whole = make_trainer(tmp_path, family, image_rows(), **options)
+    whole.train()
+    resumed = make_trainer(tmp_path, family, image_rows(), **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert train_losses(resumed) == train_losses(whole)
+    for mine, weight in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(mine, weight)
+    plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "checkpoint-3", dtype=torch.float64)
+    for mine, weight in zip(plain.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(mine, weight)
+
+
+def test_a_checkpoint_with_other_names_is_refused(tmp_path):
+    """Loading part of it, or nothing, would go on from the weights that the trainer was made with."""
+    trainer = make_trainer(tmp_path, "qwen2_vl", image_rows())
+    names = trainer.model.state_dict()
+    wrong = {name.replace("layers", "blocks"): weight for name, weight in names.items()}
+    result = trainer.model.load_state_dict(wrong, strict=False)
+    with pytest.raises(ValueError, match=r"does not fit .* missing: model\.language_model\.layers"):
+        trainer._issue_warnings_after_load(result)
 
 
 def test_policy_and_reference_see_the_images(tmp_path):
@@ -257,6 +284,31 @@ def test_token_ids_with_images(tmp_path):
         assert old == new
     with pytest.raises(DataError, match=r"row 0, column 'prompt_input_ids': has 5 image tokens; its 0 images"):
         make_trainer(tmp_path / "third", "qwen2_vl", prepared.remove_columns("images"))
+
+
+def test_several_completions_share_the_images(tmp_path):
+    """Three graded completions of one prompt with two images: three rows, of which each sees both."""
+    row = make_rows(1)[0]
+    completions = [[{"role": "assistant", "content": text}] for text in ("a", "bc", "def")]
+    images = [make_image(40, 9), make_image(16, 16, seed=1)]
+    rows = [{"prompt": row["prompt"], "completions": completions, "scores": [1.0, 3.0, 2.0], "images": images}]
+    trainer = make_trainer(tmp_path, "qwen2_vl", rows)
+    batch = trainer.data_collator([trainer.train_dataset[0]])
+    assert batch.prompt_index.tolist() == [0, 0, 0]
+    assert len(batch.extra) == 1
+    with torch.no_grad():
+        scored = forward(trainer.model, batch).sequence_sum()
+        found = [plain_logps(trainer.model, batch, index) for index in range(3)]
+    assert found == pytest.approx(scored.tolist(), abs=1e-4)
+
+
+def test_precomputed_log_probs_are_of_the_images(tmp_path):
+    """The numbers that the rows get are those of a batch of all rows with their images."""
+    trainer = make_trainer(tmp_path, "qwen2_vl", image_rows(), dtype=torch.float64, precompute_ref_log_probs=True)
+    batch = trainer.data_collator(list(precompute(trainer).train))
+    with torch.no_grad():
+        expected = forward(trainer.model, batch).sequence_sum()
+    torch.testing.assert_close(batch.ref_logps, expected, atol=1e-9, rtol=0)
 
 
 def test_evaluation_reads_images(tmp_path):

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import weakref
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,20 +19,18 @@ from burnish import DPOConfig, DPOTrainer
 from burnish.models.refcache import Precomputed, StartingPolicy
 from burnish.models.reference import FrozenModel
 from burnish.runtime.rundir import read_events
+from burnish.trainers.logp_columns import scoring_order
 from burnish.trainers.precompute import (
     cache_key,
     check_can_precompute,
     precompute,
     score_rows,
-    scoring_order,
-    with_logps,
 )
 from conftest import make_model, make_rows, make_tokenizer
 
 
 class Precomputing(DPOTrainer):
-    def _open_run(self, found):
-        super()._open_run(found)
+    def before_training(self):
         if self.args.precompute_ref_log_probs and not isinstance(self.reference, Precomputed):
             scored = precompute(self)
             self.train_dataset, self.eval_dataset, self.reference = scored.train, scored.evaluation, scored.reference
@@ -144,27 +141,6 @@ def test_values_do_not_depend_on_the_order_of_the_rows(tmp_path):
     assert found[0] == found[1]
 
 
-def test_scoring_order_by_hand():
-    """Prompt plus longer answer: 2 + 3 = 5, 1 + 4 = 5, 4 + 2 = 6, 1 + 1 = 2. Longest first, equals in their order."""
-    lengths = [(2, 3, 1), (1, 2, 4), (4, 2, 2), (1, 1, 1)]
-    columns = ("prompt_input_ids", "chosen_input_ids", "rejected_input_ids")
-    rows = [{name: [7] * n for name, n in zip(columns, row, strict=True)} for row in lengths]
-    assert scoring_order(Dataset.from_list(rows)) == [2, 0, 1, 3]
-
-
-def test_columns_by_hand():
-    """Chosen answers of 2 and 1 tokens, rejected of 1 and 0: values 1 2 | 3 | 4 | nothing."""
-    rows = [
-        {"prompt_input_ids": [5], "chosen_input_ids": [6, 7], "rejected_input_ids": [8]},
-        {"prompt_input_ids": [5], "chosen_input_ids": [6], "rejected_input_ids": []},
-    ]
-    by_token = with_logps(Dataset.from_list(rows), torch.tensor([1.0, 2.0, 3.0, 4.0]), per_token=True)
-    assert by_token["ref_chosen_token_logps"][:] == [[1, 2], [3]]
-    assert by_token["ref_rejected_token_logps"][:] == [[4], []]
-    by_row = with_logps(Dataset.from_list(rows), torch.tensor([1.0, 2.0, 3.0, 4.0]), per_token=False)
-    assert (by_row["ref_chosen_logps"][:], by_row["ref_rejected_logps"][:]) == ([1, 2], [3, 4])
-
-
 def test_rows_that_were_dropped_leave_no_gap(tmp_path):
     """`on_bad_row="drop"` leaves an index over the table; numbers go to the rows that are left."""
     rows = make_rows(6)
@@ -175,6 +151,32 @@ def test_rows_that_were_dropped_leave_no_gap(tmp_path):
     for row in train:
         live = trainer.reference.logps(trainer.data_collator([row]))
         assert [row["ref_chosen_logps"], row["ref_rejected_logps"]] == pytest.approx(live.tolist(), rel=1e-10)
+
+
+@pytest.mark.parametrize("options", [{}, {"ld_alpha": 0.5}], ids=["row", "token"])
+def test_rows_of_several_completions(tmp_path, options):
+    """Two, three and four graded completions, ties among them: the gradients are those of the live reference."""
+    words = ["red", "green apples", "a long walk home", "no"]
+    rows = [
+        {
+            "prompt": f"Question {i}",
+            "completions": [f"{w} {i}" for w in words[: 2 + i % 3]],
+            "scores": [2, 5, 2, 1][: 2 + i % 3],
+        }
+        for i in range(9)
+    ]
+    live = step_gradients(make_trainer(tmp_path / "live", rows=rows, **options))
+    trainer = make_precomputing(tmp_path / "once", rows=rows, precompute_ref_batch_size=4, **options)
+    once = step_gradients(trainer)
+    assert isinstance(trainer.reference, Precomputed)
+    assert max(relative_distance(mine, other) for mine, other in zip(once, live, strict=True)) < 1e-12
+
+
+def test_ties_are_two_pairs_of_the_same_answers(tmp_path):
+    rows = [{**row, "tie": i % 3 == 0} for i, row in enumerate(make_rows(6))]
+    live = step_gradients(make_trainer(tmp_path / "live", rows=rows))
+    once = step_gradients(make_precomputing(tmp_path / "once", rows=rows))
+    assert max(relative_distance(mine, other) for mine, other in zip(once, live, strict=True)) < 1e-12
 
 
 # Memory.
@@ -329,11 +331,11 @@ def test_log_probs_that_are_not_finite_name_their_rows(tmp_path, cache):
     assert not cache.exists()
 
 
-def test_a_collator_that_makes_other_pairs(tmp_path):
+def test_a_collator_that_makes_other_completions(tmp_path):
     trainer = make_precomputing(tmp_path)
     own = trainer.data_collator
-    trainer.data_collator = lambda rows: replace(own(rows), pairs=own(rows).pairs[:1])
-    with pytest.raises(ValueError, match="the data_collator made 1 pairs of 4 rows"):
+    trainer.data_collator = lambda rows: own(rows[:1])
+    with pytest.raises(ValueError, match="the data_collator made 2 completions of 4 rows that have 8"):
         trainer.train()
 
 
@@ -342,8 +344,6 @@ def test_rows_that_cannot_be_scored_before():
     check_can_precompute(Dataset.from_dict(tokens), name="train")
     with pytest.raises(ValueError, match="train is a stream"):
         check_can_precompute(Dataset.from_dict(tokens).to_iterable_dataset(), name="train")
-    with pytest.raises(ValueError, match=r"eval has no rejected_input_ids.*of several completions"):
-        check_can_precompute(Dataset.from_dict(tokens).remove_columns("rejected_input_ids"), name="eval")
     with pytest.raises(ValueError, match="train has ref_chosen_logps already"):
         check_can_precompute(Dataset.from_dict({**tokens, "ref_chosen_logps": [-1.0]}), name="train")
 

@@ -1,8 +1,15 @@
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "invariants"))
+from test_two_processes import run
+from training import relative_distance
 
 from burnish import DPOConfig, DPOTrainer
 from burnish.models.forward import install_forward
@@ -50,7 +57,10 @@ def test_columns_come_before_a_copy(policy):
     by_token = choose_reference(policy, None, options(), columns=TOKEN_COLUMNS)
     assert (type(by_row), by_row.knows_tokens) == (FromColumns, False)
     assert (type(by_token), by_token.knows_tokens) == (FromColumns, True)
-    assert "ref_chosen_token_logps" in by_token.description
+    assert by_token.description == "columns ref_chosen_token_logps and ref_rejected_token_logps of the data set"
+    several = choose_reference(policy, None, options(), columns=["ref_completion_logps"])
+    assert (type(several), several.knows_tokens) == (FromColumns, False)
+    assert choose_reference(policy, None, options(), columns=["ref_completion_token_logps"]).knows_tokens
 
 
 def test_none_where_no_loss_reads_one(policy):
@@ -95,6 +105,22 @@ def test_a_trainer_chooses_by_its_options_and_rows(tmp_path):
         processing_class=make_tokenizer(),
     )
     assert type(made.reference) is BemaReference
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "given",
+    [{"sync_ref_model": True, "ref_model_sync_steps": 1}, {"ref_model_bema": {"update_freq": 1}, "ref_seed": None}],
+    ids=["sync", "bema"],
+)
+def test_a_moving_reference_on_two_processes(tmp_path, given):
+    """Each process moves its own, and all are the same: the gradients are those of one process."""
+    one = run(tmp_path / "one", 1, use_cpu=True, **given)
+    two = run(tmp_path / "two", 2, use_cpu=True, per_device_train_batch_size=2, **given)
+    still = run(tmp_path / "still", 1, use_cpu=True, ref_seed=given.get("ref_seed", 1))
+    for mine, reference in zip(two[0], one[0], strict=True):
+        assert relative_distance(mine, reference) < 1e-11
+    assert relative_distance(one[0][-1], still[0][-1]) > 1e-6
 
 
 # Contradictions of options alone: before any model is loaded.

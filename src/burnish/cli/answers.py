@@ -13,9 +13,11 @@ from burnish.data.encode import encode_texts, special_prefix
 from burnish.data.errors import RowProblem
 from burnish.data.formats import TextPreference, read_preference
 from burnish.data.images import EncodedImage, place_images, read_images, without_decoding
+from burnish.data.kwise import first_pair
 from burnish.data.parts import text_of
 from burnish.data.pixels import prompt_inputs
 from burnish.data.placeholders import run_processor
+from burnish.data.schema import is_kwise
 from burnish.models.vision import image_inputs, tokenizer_of
 from burnish.report.console import Answer
 from burnish.types import TokenBatch
@@ -69,7 +71,7 @@ def _shown_and_ids(
     if "prompt_input_ids" in row:
         ids = tuple(row["prompt_input_ids"])
         return str(tokenizer.decode(list(ids), skip_special_tokens=True)), ids
-    read = read_preference(row)
+    read = read_preference(first_pair(row) if is_kwise(row) else row)
     if isinstance(read, TextPreference):
         text, shown, prefix = read.prompt, read.prompt, special_prefix(tokenizer)
     else:

@@ -9,6 +9,17 @@ import torch
 from torch import Tensor
 
 from burnish.data.errors import DataError
+from burnish.data.kwise import KWISE_REF_COLUMN, KWISE_TOKEN_COLUMN, row_pairs
+from burnish.data.numbers import REF_COLUMNS, SCORE_COLUMNS, TIE_COLUMN, TOKEN_COLUMNS
+from burnish.data.schema import (
+    KWISE_IDS,
+    KWISE_MASK,
+    PAIR_IDS,
+    PAIR_MASKS,
+    PROMPT_COLUMN,
+    SOURCE_COLUMN,
+    TRUNCATED_COLUMN,
+)
 from burnish.types import PreferenceBatch
 
 Row = Mapping[str, Any]
@@ -17,7 +28,11 @@ Row = Mapping[str, Any]
 class PreferenceCollator:
     """Prepared preference rows -> `PreferenceBatch`.
 
-    The chosen answer of the i-th row is completion 2i, the rejected one 2i + 1; both point at prompt i.
+    Prompt i is that of the i-th row; the completions of a row stand one after the other: chosen and rejected, or as
+    many as it has. `pairs` are those of each row in turn: chosen and rejected; for a tie both orders, each with half
+    the row's weight, and the margin's sign turned in the second; of graded completions all of which one is graded
+    better, each with the row's weight. `margin` is the column of that name, else the difference of scores.
+
     Prompts are padded on the left, completions on the right, each to its own longest. A row with `is_filler`
     gives a batch that counts for nothing.
 
@@ -41,31 +56,29 @@ class PreferenceCollator:
         """One parcel of all rows.
 
         Raises:
-            DataError: a number (reference log-prob, weight, margin) that some rows have and others do not.
+            DataError: a column of numbers that some rows have and others do not.
         """
-        num_rows = len(rows)
-        prompts = [row["prompt_input_ids"] for row in rows]
-        answers = [row[f"{answer}_input_ids"] for row in rows for answer in ("chosen", "rejected")]
-        masks = [row[f"{answer}_loss_mask"] for row in rows for answer in ("chosen", "rejected")]
-        prompt_ids, prompt_mask = self._pad(prompts, left=True)
-        completion_ids, completion_mask = self._pad(answers)
-        loss_mask, _ = self._pad(masks)  # padded with ids: only what completion_mask keeps counts
+        answers = [row.get(KWISE_IDS) or [row[column] for column in PAIR_IDS] for row in rows]
+        masks = [row.get(KWISE_MASK) or [row[column] for column in PAIR_MASKS] for row in rows]
+        sizes = [len(of_row) for of_row in answers]
+        num_completions = torch.tensor(sizes)  # (P,)
+        prompt_ids, prompt_mask = self._pad([row[PROMPT_COLUMN] for row in rows], left=True)
+        completion_ids, completion_mask = self._pad([ids for of_row in answers for ids in of_row])
+        padded, _ = self._pad([mask for of_row in masks for mask in of_row])  # with ids, where nothing is a completion
+        loss_mask = padded.bool() & completion_mask
         row_id = torch.tensor([row["row_id"] for row in rows], dtype=torch.int64)  # (P,)
         return PreferenceBatch(
             prompt_ids=prompt_ids,
             prompt_mask=prompt_mask,
             completion_ids=completion_ids,
             completion_mask=completion_mask,
-            loss_mask=loss_mask.bool() & completion_mask,
-            prompt_index=torch.arange(num_rows).repeat_interleave(2),
-            row_id=row_id.repeat_interleave(2),
-            pairs=torch.arange(2 * num_rows).view(num_rows, 2),
-            ref_logps=_numbers(rows, ("ref_chosen_logps", "ref_rejected_logps"), dtype=torch.float64),
-            ref_token_logps=_token_numbers(
-                rows, ("ref_chosen_token_logps", "ref_rejected_token_logps"), width=completion_ids.shape[1]
-            ),
-            weight=_numbers(rows, ("weight",)),
-            margin=_margins(rows),
+            loss_mask=loss_mask,
+            prompt_index=torch.arange(len(rows)).repeat_interleave(num_completions),
+            row_id=row_id.repeat_interleave(num_completions),
+            columns=_columns(rows, num_completions),
+            **_pairs(rows, sizes),
+            ref_logps=_tensor(_of_completions(rows, KWISE_REF_COLUMN, REF_COLUMNS), torch.float64),
+            ref_token_logps=_token_tensor(_of_completions(rows, KWISE_TOKEN_COLUMN, TOKEN_COLUMNS), loss_mask),
             is_filler=any(row.get("is_filler", False) for row in rows),
         )
 
@@ -82,29 +95,66 @@ class PreferenceCollator:
         return ids, mask
 
 
-def _margins(rows: Sequence[Row]) -> Tensor | None:
-    """The column `margin`, else how much higher the chosen answer is scored, (rows,); None if neither is given."""
-    margins, scores = _numbers(rows, ("margin",)), _numbers(rows, ("score_chosen", "score_rejected"))
-    if margins is not None or scores is None:
-        return margins
-    return scores[0::2] - scores[1::2]
+def _columns(rows: Sequence[Row], num_completions: Tensor) -> dict[str, Tensor]:
+    """The numbers of each completion, (N,), of those columns that the rows have."""
+    source = _tensor(_given(rows, (SOURCE_COLUMN,)), torch.int64)
+    columns = {
+        "score": _tensor(_of_completions(rows, "scores", SCORE_COLUMNS)),
+        "rank": _tensor(_of_completions(rows, "ranks")),
+        "source": None if source is None else source.repeat_interleave(num_completions),
+        "truncated": _tensor(_of_completions(rows, TRUNCATED_COLUMN)),
+    }
+    return {name: numbers for name, numbers in columns.items() if numbers is not None}
 
 
-def _numbers(rows: Sequence[Row], columns: Sequence[str], *, dtype: torch.dtype = torch.float32) -> Tensor | None:
-    """The columns row by row, (rows * columns,), or None if no row has them."""
-    values = _given(rows, columns)
+def _pairs(rows: Sequence[Row], sizes: Sequence[int]) -> dict[str, Any]:
+    """`pairs` (M, 2), and `weight` and `margin` (M,), each None if no row says anything of it."""
+    pairs: list[tuple[int, int]] = []
+    weights: list[float] = []
+    margins: list[float | None] = []
+    has_weight, start = bool(_given(rows, ("weight",))), 0
+    _given(rows, ("margin",))
+    for row, size in zip(rows, sizes, strict=True):
+        is_tie = bool(row.get(TIE_COLUMN))
+        for better, worse in row_pairs(row):
+            pairs.append((start + better, start + worse))
+            weights.append((row["weight"] if has_weight else 1.0) * (0.5 if is_tie else 1.0))
+            margins.append(_margin(row, better, worse))
+        start += size
+    has_weight |= any(row.get(TIE_COLUMN) for row in rows)
+    return {
+        "pairs": torch.tensor(pairs, dtype=torch.int64),
+        "weight": torch.tensor(weights, dtype=torch.float32) if has_weight else None,
+        "margin": None if None in margins else torch.tensor(margins, dtype=torch.float32),
+    }
+
+
+def _margin(row: Row, better: int, worse: int) -> float | None:
+    """How much better the first completion is than the second one; None if the row does not say."""
+    if row.get("margin") is not None:
+        return row["margin"] if better < worse else 0.0 - row["margin"]
+    scores: list[Any] = row.get("scores") or [row.get(column) for column in SCORE_COLUMNS]
+    return None if None in scores else scores[better] - scores[worse]
+
+
+def _tensor(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor | None:
     return torch.tensor(values, dtype=dtype) if values else None
 
 
-def _token_numbers(rows: Sequence[Row], columns: Sequence[str], *, width: int) -> Tensor | None:
-    """Columns of lists row by row, padded with 0: (rows * columns, width), or None if no row has them."""
-    lists = _given(rows, columns)
+def _token_tensor(lists: Sequence[Sequence[float]], loss_mask: Tensor) -> Tensor | None:
+    """A list of numbers for each completion, (N, T), 0 where no token is trained; None if there are none."""
     if not lists:
         return None
-    numbers = torch.zeros(len(lists), width, dtype=torch.float64)
+    numbers = torch.zeros(loss_mask.shape, dtype=torch.float64)
     for index, values in enumerate(lists):
         numbers[index, : len(values)] = torch.tensor(values, dtype=torch.float64)
-    return numbers
+    return torch.where(loss_mask, numbers, 0.0)
+
+
+def _of_completions(rows: Sequence[Row], list_column: str, pair_columns: Sequence[str] = ()) -> list[Any]:
+    """One value for each completion: of a column of lists, else of the columns of chosen and rejected."""
+    listed = _given(rows, (list_column,))
+    return [value for of_row in listed for value in of_row] if listed else _given(rows, pair_columns)
 
 
 def _given(rows: Sequence[Row], columns: Sequence[str]) -> list[Any]:
@@ -117,9 +167,9 @@ def _given(rows: Sequence[Row], columns: Sequence[str]) -> list[Any]:
     if all(value is None for value in values):
         return []
     if None in values:
-        missing = rows[values.index(None) // len(columns)]["row_id"]
+        row, column = divmod(values.index(None), len(columns))
         raise DataError(
-            f"row {missing} has no {' or no '.join(columns)}, but other rows of its batch have. "
+            f"row {rows[row]['row_id']} has no {columns[column]}, but other rows of its batch have. "
             "Give every row the number, or remove the column."
         )
     return values

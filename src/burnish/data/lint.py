@@ -10,6 +10,9 @@ from typing import Any
 from datasets import Dataset
 
 from burnish.data.images import DIGEST_COLUMN, image_columns
+from burnish.data.kwise import row_pairs
+from burnish.data.numbers import TIE_COLUMN
+from burnish.data.schema import KWISE_IDS, KWISE_MASK, PAIR_IDS, PAIR_MASKS, PROMPT_COLUMN
 
 NUM_LISTED_ROWS = 5
 NUM_ROWS_FOR_SHARES = 20
@@ -35,14 +38,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A prepared row in short: its identity, hashes of its parts, and its lengths in trained tokens."""
+    """A pair of a prepared row in short: where it is, hashes of its parts, and its lengths in trained tokens."""
 
+    row: int
     row_id: int
     prompt: bytes
     chosen: bytes
     rejected: bytes
     chosen_length: int
     rejected_length: int
+    is_tie: bool
 
 
 def lint_preferences(dataset: Dataset, eval_datasets: Mapping[str, Dataset] | None = None) -> list[Finding]:
@@ -51,15 +56,15 @@ def lint_preferences(dataset: Dataset, eval_datasets: Mapping[str, Dataset] | No
     `duplicate_rows`: the same prompt, chosen and rejected again. `contradicting_pairs`: the same answers to
     the same prompt, once in each order. `length_bias`: of the rows with answers of different lengths, at
     least 20, more than 75 % prefer the longer (or the shorter) one. `eval_overlap`: prompts that are trained
-    and evaluated.
+    and evaluated. Of rows of several completions every pair is looked at; a tie prefers neither answer.
 
     Args:
         dataset: the training rows, prepared.
         eval_datasets: evaluation rows by name, prepared.
     """
-    rows = list(_fingerprints(dataset))
-    findings = [_duplicates(rows), _contradictions(rows), _length_bias(rows)]
-    findings += [_overlap(rows, name, held_out) for name, held_out in (eval_datasets or {}).items()]
+    pairs = list(_fingerprints(dataset))
+    findings = [_duplicates(pairs), _contradictions(pairs), _length_bias(pairs)]
+    findings += [_overlap(pairs, name, held_out) for name, held_out in (eval_datasets or {}).items()]
     return [finding for finding in findings if finding is not None]
 
 
@@ -67,50 +72,54 @@ def _finding(code: str, message: str, row_ids: list[int]) -> Finding | None:
     return Finding(code, message, len(row_ids), tuple(row_ids[:NUM_LISTED_ROWS])) if row_ids else None
 
 
-def _duplicates(rows: Iterable[Fingerprint]) -> Finding | None:
-    seen: set[tuple[bytes, bytes, bytes]] = set()
-    again: list[int] = []
-    for row in rows:
-        key = (row.prompt, row.chosen, row.rejected)
-        if key in seen:
-            again.append(row.row_id)
-        seen.add(key)
-    message = f"{len(again)} rows repeat an earlier row, which so counts twice or more. Remove them."
-    return _finding("duplicate_rows", message, again)
+def _rows_of(pairs: Iterable[Fingerprint]) -> list[int]:
+    """The `row_id` of the rows of pairs, each row once."""
+    return list({pair.row: pair.row_id for pair in pairs}.values())
 
 
-def _contradictions(rows: Iterable[Fingerprint]) -> Finding | None:
+def _duplicates(pairs: Iterable[Fingerprint]) -> Finding | None:
+    first: dict[tuple[bytes, bytes, bytes], int] = {}
+    again = [pair for pair in pairs if first.setdefault((pair.prompt, pair.chosen, pair.rejected), pair.row) < pair.row]
+    rows = _rows_of(again)
+    message = f"{len(rows)} rows repeat a pair of an earlier row, which so counts twice or more. Remove them."
+    return _finding("duplicate_rows", message, rows)
+
+
+def _contradictions(pairs: Iterable[Fingerprint]) -> Finding | None:
     seen: set[tuple[bytes, bytes, bytes]] = set()
-    against: list[int] = []
-    for row in rows:
-        if (row.prompt, row.rejected, row.chosen) in seen:
-            against.append(row.row_id)
-        seen.add((row.prompt, row.chosen, row.rejected))
+    against: list[Fingerprint] = []
+    for pair in pairs:
+        if pair.is_tie:
+            continue
+        if (pair.prompt, pair.rejected, pair.chosen) in seen:
+            against.append(pair)
+        seen.add((pair.prompt, pair.chosen, pair.rejected))
+    rows = _rows_of(against)
     message = (
-        f"{len(against)} rows prefer what an earlier row rejects, of the same answers to the same prompt: "
+        f"{len(rows)} rows prefer what an earlier row rejects, of the same answers to the same prompt: "
         "they cancel out. Keep one order of each pair, or set label_smoothing for noisy labels."
     )
-    return _finding("contradicting_pairs", message, against)
+    return _finding("contradicting_pairs", message, rows)
 
 
-def _length_bias(rows: Iterable[Fingerprint]) -> Finding | None:
-    unequal = [row for row in rows if row.chosen_length != row.rejected_length]
-    longer = [row.row_id for row in unequal if row.chosen_length > row.rejected_length]
-    shorter = [row.row_id for row in unequal if row.chosen_length < row.rejected_length]
+def _length_bias(pairs: Iterable[Fingerprint]) -> Finding | None:
+    unequal = [pair for pair in pairs if pair.chosen_length != pair.rejected_length and not pair.is_tie]
+    longer = [pair for pair in unequal if pair.chosen_length > pair.rejected_length]
+    shorter = [pair for pair in unequal if pair.chosen_length < pair.rejected_length]
     word, biased = ("longer", longer) if len(longer) >= len(shorter) else ("shorter", shorter)
-    if len(unequal) < NUM_ROWS_FOR_SHARES or len(biased) <= LONGER_SHARE * len(unequal):
+    if len(_rows_of(unequal)) < NUM_ROWS_FOR_SHARES or len(biased) <= LONGER_SHARE * len(unequal):
         return None
     message = (
-        f"the chosen answer is the {word} one in {len(biased) / len(unequal):.0%} of the rows whose lengths "
+        f"the chosen answer is the {word} one in {len(biased) / len(unequal):.0%} of the pairs whose lengths "
         "differ: length alone tells the preference, and the model learns it. Balance the lengths, or use a "
         "loss that is normalised by length."
     )
-    return _finding("length_bias", message, biased)
+    return _finding("length_bias", message, _rows_of(biased))
 
 
-def _overlap(rows: Iterable[Fingerprint], name: str, held_out: Dataset) -> Finding | None:
-    trained = {row.prompt for row in rows}
-    shared = [row.row_id for row in _fingerprints(held_out) if row.prompt in trained]
+def _overlap(pairs: Iterable[Fingerprint], name: str, held_out: Dataset) -> Finding | None:
+    trained = {pair.prompt for pair in pairs}
+    shared = _rows_of(pair for pair in _fingerprints(held_out) if pair.prompt in trained)
     message = (
         f"{len(shared)} rows of {name} have a prompt that is also trained on: {name} says little. "
         "Split by prompt, or remove these rows from one side."
@@ -119,19 +128,34 @@ def _overlap(rows: Iterable[Fingerprint], name: str, held_out: Dataset) -> Findi
 
 
 def _fingerprints(dataset: Dataset) -> Iterator[Fingerprint]:
+    """The pairs of all rows; a tie once."""
     without_images = dataset.remove_columns(image_columns(dataset))
+    start = 0
     for batch in without_images.with_format("numpy").iter(batch_size=1000):
         assert isinstance(batch, dict)
-        images = batch.get(DIGEST_COLUMN, [()] * len(batch["row_id"]))
-        for index, row_id in enumerate(batch["row_id"]):
-            yield Fingerprint(
-                row_id=int(row_id),
-                prompt=_digest(batch["prompt_input_ids"][index]) + str([*images[index]]).encode(),
-                chosen=_digest(batch["chosen_input_ids"][index]),
-                rejected=_digest(batch["rejected_input_ids"][index]),
-                chosen_length=int(batch["chosen_loss_mask"][index].sum()),
-                rejected_length=int(batch["rejected_loss_mask"][index].sum()),
-            )
+        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        for index, row in enumerate(rows, start=start):
+            yield from _row_fingerprints(index, row)
+        start += len(rows)
+
+
+def _row_fingerprints(index: int, row: Mapping[str, Any]) -> Iterator[Fingerprint]:
+    is_tie = bool(row.get(TIE_COLUMN, False))
+    answers = row[KWISE_IDS] if KWISE_IDS in row else [row[column] for column in PAIR_IDS]
+    masks = row[KWISE_MASK] if KWISE_IDS in row else [row[column] for column in PAIR_MASKS]
+    digests, lengths = [_digest(ids) for ids in answers], [int(mask.sum()) for mask in masks]
+    prompt = _digest(row[PROMPT_COLUMN]) + str([*row.get(DIGEST_COLUMN, ())]).encode()
+    for chosen, rejected in row_pairs(row)[: 1 if is_tie else None]:
+        yield Fingerprint(
+            row=index,
+            row_id=int(row["row_id"]),
+            prompt=prompt,
+            chosen=digests[chosen],
+            rejected=digests[rejected],
+            chosen_length=lengths[chosen],
+            rejected_length=lengths[rejected],
+            is_tie=is_tie,
+        )
 
 
 def _digest(ids: Any) -> bytes:

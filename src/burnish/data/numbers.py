@@ -107,12 +107,18 @@ def read_number_list(column: str, values: Any, *, length: int | None = None) -> 
 
 
 def cut_token_logps(
-    numbers: Mapping[str, Any], *, given: Sequence[int], kept: Sequence[int], is_tokenized: bool
-) -> dict[str, list[float]]:
+    names: Sequence[str],
+    logps: Sequence[list[float]],
+    *,
+    given: Sequence[int],
+    kept: Sequence[int],
+    is_tokenized: bool,
+) -> list[list[float]]:
     """The reference's log-probs of the answer tokens that are left.
 
     Args:
-        numbers: of the row, perhaps with `TOKEN_COLUMNS`.
+        names: what errors call the log-probs of each answer.
+        logps: of each answer, one for each token.
         given: tokens of each answer before truncation.
         kept: tokens of each answer after it.
         is_tokenized: the row came as token ids: its log-probs are those of the given tokens, and are cut as they are.
@@ -121,18 +127,13 @@ def cut_token_logps(
     Raises:
         RowProblem: not one log-prob for each token.
     """
-    cut: dict[str, list[float]] = {}
-    for column, before, after in zip(TOKEN_COLUMNS, given, kept, strict=True):
-        if column not in numbers:
-            continue
+    for name, values, before, after in zip(names, logps, given, kept, strict=True):
         expected, state = (before, "") if is_tokenized else (after, f" ({before} before truncation)")
-        logps = numbers[column]
-        if len(logps) != expected:
+        if len(values) != expected:
             fix = "Give one for each token of the answer, in the tokens of this model, or remove the column."
-            problem = f"has {len(logps)} log-probs for an answer of {expected} tokens{state}"
-            raise RowProblem(column, problem, value=logps, fix=fix)
-        cut[column] = logps[:after]
-    return cut
+            problem = f"has {len(values)} log-probs for an answer of {expected} tokens{state}"
+            raise RowProblem(name, problem, value=values, fix=fix)
+    return [values[:after] for values, after in zip(logps, kept, strict=True)]
 
 
 def _check_weight(numbers: Mapping[str, Any]) -> None:

@@ -12,21 +12,34 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from burnish.data.chat import Rendered
+from burnish.data.drafts import Draft, draft_completions, draft_preference
 from burnish.data.encode import TrainedTokens, encode_texts, train_tokens
 from burnish.data.errors import RowProblem
-from burnish.data.formats import TextPreference, read_preference
-from burnish.data.images import DIGEST_COLUMN
-from burnish.data.numbers import NUMBER_COLUMNS, read_numbers
-from burnish.data.parts import IMAGE_COLUMNS
-from burnish.data.placeholders import WrittenImages, match_images, render_with_images
+from burnish.data.kwise import (
+    KWISE_REF_COLUMN,
+    KWISE_TOKEN_COLUMN,
+    completion_names,
+    grades_of,
+    num_equal,
+    row_pairs,
+)
+from burnish.data.numbers import REF_COLUMNS, SCORE_COLUMNS, TIE_COLUMN, TOKEN_COLUMNS, cut_token_logps
 from burnish.data.prefix import common_prefix
-from burnish.data.report import COUNTS, LENGTHS
-from burnish.data.truncate import PairTokens, TruncationPolicy, truncate
+from burnish.data.pretokenized import match_row_images, read_tokens, read_truncated
+from burnish.data.report import COMPLETION_LENGTHS, COUNTS, PAIR_COUNTS, PROMPT_LENGTH
+from burnish.data.schema import (
+    KWISE_IDS,
+    KWISE_MASK,
+    PAIR_IDS,
+    PAIR_MASKS,
+    PROMPT_COLUMN,
+    SOURCE_COLUMN,
+    TRUNCATED_COLUMN,
+    is_kwise,
+    output_features,
+)
+from burnish.data.truncate import RowTokens, TruncationPolicy, truncate
 
-PROMPT_COLUMN = "prompt_input_ids"
-ID_COLUMNS = (PROMPT_COLUMN, "chosen_input_ids", "rejected_input_ids")
-MASK_COLUMNS = ("chosen_loss_mask", "rejected_loss_mask")
 MESSAGE_SEPARATOR = ","
 
 Record = dict[str, Any]
@@ -52,16 +65,6 @@ class TokenRules:
     processor: ProcessorMixin | None = None
 
 
-@dataclass(frozen=True)
-class Draft:
-    """A row as text: chosen and rejected, its images, its numbers, and the message keys that nothing reads."""
-
-    sides: tuple[Rendered, Rendered]
-    images: WrittenImages
-    numbers: Mapping[str, float]
-    ignored_keys: frozenset[str]
-
-
 def preference_batch(
     batch: Mapping[str, list[Any]],
     indices: list[int],
@@ -71,7 +74,8 @@ def preference_batch(
 ) -> dict[str, list[Any]]:
     """Records of a batch of text and message rows; every text of the batch is tokenised in one call."""
     rows = _rows(batch)
-    drafts = [_attempt(draft_preference, row, tokenizer, rules.processor) for row in rows]
+    read = draft_completions if is_kwise(batch) else draft_preference
+    drafts = [_attempt(read, row, tokenizer, rules.processor) for row in rows]
     sides = [side for draft in drafts if isinstance(draft, Draft) for side in draft.sides]
     encoded = iter(encode_texts(tokenizer, [side.text for side in sides]) if sides else [])
     outcomes: list[Record | RowProblem] = []
@@ -79,12 +83,12 @@ def preference_batch(
         if isinstance(draft, RowProblem):
             outcomes.append(draft)
             continue
-        chosen, rejected = (
+        trained = [
             train_tokens(tokenizer, side, next(encoded), prefix=rules.prefix, end_ids=rules.end_ids)
             for side in draft.sides
-        )
-        outcomes.append(_attempt(_preference_record, draft, chosen, rejected, rules.truncation))
-    return _collect(rows, indices, outcomes)
+        ]
+        outcomes.append(_attempt(_drafted_record, draft, trained, rules.truncation))
+    return _collect(batch, rows, indices, outcomes)
 
 
 def tokenized_batch(
@@ -97,39 +101,26 @@ def tokenized_batch(
     """Records of a batch of rows that are token ids already; a missing mask trains the whole answer."""
     rows = _rows(batch)
     vocabulary = len(tokenizer)
-    return _collect(rows, indices, [_attempt(_tokenized_record, row, vocabulary, rules) for row in rows])
+    return _collect(batch, rows, indices, [_attempt(_tokenized_record, row, vocabulary, rules) for row in rows])
 
 
-def draft_preference(
-    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, processor: ProcessorMixin | None = None
-) -> Draft:
-    """A row as text, with its images written out.
-
-    Raises:
-        RowProblem: the row cannot be trained on.
-    """
-    preference, numbers = read_preference(row), read_numbers(row)
-    ignored = frozenset[str]() if isinstance(preference, TextPreference) else preference.ignored_keys
-    sides, images = render_with_images(tokenizer, preference, row, processor=processor)
-    return Draft(sides, images, numbers, ignored.union(*(side.unread_keys for side in sides)))
-
-
-def _preference_record(
-    draft: Draft, chosen: TrainedTokens, rejected: TrainedTokens, truncation: TruncationPolicy
-) -> Record:
-    heads = [side.ids[: side.num_prompt] for side in (chosen, rejected)]
-    shared = common_prefix(heads[0], heads[1])
-    pair = PairTokens(
-        prompt=chosen.ids[:shared],
-        completions=(chosen.ids[shared:], rejected.ids[shared:]),
-        masks=(chosen.mask[shared:], rejected.mask[shared:]),
+def _drafted_record(draft: Draft, sides: Sequence[TrainedTokens], truncation: TruncationPolicy) -> Record:
+    heads = [side.ids[: side.num_prompt] for side in sides]
+    shared = min(common_prefix(heads[0], head) for head in heads)
+    row = RowTokens(
+        prompt=heads[0][:shared],
+        completions=tuple(side.ids[shared:] for side in sides),
+        masks=tuple(side.mask[shared:] for side in sides),
+        names=draft.names,
+        pairs=row_pairs(draft.numbers),
+        num_completion_cut=(0,) * len(sides),
     )
-    cut = truncate(pair, truncation)
-    draft.images.check_whole(pair.prompt, cut.prompt, truncation)
-    record = {**_pair_record(cut, draft.numbers), **draft.images.record}
+    cut = truncate(row, truncation)
+    draft.images.check_whole(row.prompt, cut.prompt, truncation)
+    record = {**_row_record(row, cut, draft.numbers, is_tokenized=False), **draft.images.record}
     record["ignored_keys"] = MESSAGE_SEPARATOR.join(sorted(draft.ignored_keys))
     record["num_prompt_tokens_in_completions"] = sum(len(head) - shared for head in heads)
-    for side, tokens in zip(draft.sides, (chosen, rejected), strict=True):
+    for side, tokens in zip(draft.sides, sides, strict=True):
         record["num_straddling_tokens"] += tokens.num_straddling
         record["num_template_tokens_removed"] += tokens.num_template_removed
         record["num_without_eos"] += tokens.num_without_eos
@@ -139,60 +130,77 @@ def _preference_record(
 
 
 def _tokenized_record(row: Mapping[str, Any], vocabulary: int, rules: TokenRules) -> Record:
-    prompt, chosen, rejected = (_read_ids(column, row[column], vocabulary) for column in ID_COLUMNS)
-    masks = [
-        _read_mask(column, row.get(column), len(ids))
-        for column, ids in zip(MASK_COLUMNS, (chosen, rejected), strict=True)
-    ]
-    pair = PairTokens(prompt=prompt, completions=(chosen, rejected), masks=(masks[0], masks[1]))
-    images = match_images(pair.prompt, pair.completions, row, processor=rules.processor)
-    cut = truncate(pair, rules.truncation)
-    images.check_whole(pair.prompt, cut.prompt, rules.truncation)
-    record = {**_pair_record(cut, read_numbers(row)), **images.record}
-    for ids, mask in zip((chosen, rejected), masks, strict=True):
+    tokens, numbers = read_tokens(row, vocabulary)
+    before = read_truncated(row, len(tokens.completions))
+    images = match_row_images(tokens, row, processor=rules.processor)
+    cut = truncate(tokens, rules.truncation)
+    images.check_whole(tokens.prompt, cut.prompt, rules.truncation)
+    record = {**_row_record(tokens, cut, numbers, is_tokenized=True), **images.record}
+    record[TRUNCATED_COLUMN] = [now or then for now, then in zip(cut.truncated, before, strict=True)]
+    for ids, mask in zip(tokens.completions, tokens.masks, strict=True):
         trained = [token for token, is_trained in zip(ids, mask, strict=True) if is_trained]
         record["num_without_eos"] += int(trained[-1] not in rules.end_ids)
     return record
 
 
-def _read_ids(column: str, ids: Any, vocabulary: int) -> list[int]:
-    fix = f"Give a list of token ids from 0 to {vocabulary - 1}."
-    if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
-        raise RowProblem(column, "is not a list of token ids", value=ids, fix=fix)
-    for index, token in enumerate(ids):
-        if not 0 <= token < vocabulary:
-            raise RowProblem(column, f"token {index} is not in the tokenizer's vocabulary", value=token, fix=fix)
-    return ids
+def _row_record(row: RowTokens, cut: RowTokens, numbers: Mapping[str, Any], *, is_tokenized: bool) -> Record:
+    """What a prepared row has, and what is counted of it.
 
-
-def _read_mask(column: str, mask: Any, length: int) -> list[bool]:
-    if mask is None:
-        return [True] * length
-    if not isinstance(mask, list) or len(mask) != length or not all(item in (0, 1) for item in mask):
-        fix = f"Give True or False for each of {length} answer tokens, or remove the column to train all."
-        raise RowProblem(column, f"is no mask of {length} tokens", value=mask, fix=fix)
-    return [bool(item) for item in mask]
-
-
-def _pair_record(pair: PairTokens, numbers: Mapping[str, float]) -> Record:
-    trained = [sum(mask) for mask in pair.masks]
-    record = _empty_record(numbers)
-    record.update(zip(ID_COLUMNS, (pair.prompt, *pair.completions), strict=True))
-    record.update(zip(MASK_COLUMNS, pair.masks, strict=True))
-    record.update(zip(LENGTHS, (len(pair.prompt), *trained), strict=True))
-    record.update(
-        num_prompts_cut=int(pair.num_prompt_cut > 0),
-        num_prompt_tokens_cut=pair.num_prompt_cut,
-        num_completions_cut=sum(cut > 0 for cut in pair.num_completion_cut),
-        num_completion_tokens_cut=sum(pair.num_completion_cut),
-        num_untrained_tokens=sum(map(len, pair.completions)) - sum(trained),
-    )
+    Args:
+        row: its tokens.
+        cut: the same after truncation.
+        numbers: under their canonical names.
+        is_tokenized: see `cut_token_logps`.
+    """
+    record = {**_empty_record(), **numbers, PROMPT_COLUMN: cut.prompt}
+    grades, lengths = grades_of(numbers), cut.trained_lengths
+    if grades is not None:
+        record |= {KWISE_IDS: cut.completions, KWISE_MASK: cut.masks}
+    else:
+        record |= zip(PAIR_IDS, cut.completions, strict=True)
+        record |= zip(PAIR_MASKS, cut.masks, strict=True)
+    record |= _cut_token_logps(row, cut, numbers, is_tokenized=is_tokenized)
+    is_tie, is_cut = bool(numbers.get(TIE_COLUMN)), any(cut.truncated)
+    record |= {
+        TRUNCATED_COLUMN: cut.truncated,
+        PROMPT_LENGTH: len(cut.prompt),
+        COMPLETION_LENGTHS: lengths,
+        "num_pairs": len(cut.pairs),
+        "num_longer": sum(lengths[better] > lengths[worse] for better, worse in cut.pairs),
+        "num_prompts_cut": int(cut.num_prompt_cut > 0),
+        "num_prompt_tokens_cut": cut.num_prompt_cut,
+        "num_completions_cut": sum(num_cut > 0 for num_cut in cut.num_completion_cut),
+        "num_completion_tokens_cut": sum(cut.num_completion_cut),
+        "num_untrained_tokens": sum(cut.lengths) - sum(lengths),
+        "num_ties": int(is_tie),
+        "num_equal_scores": 0 if grades is None else num_equal(grades),
+        "num_scores_against_label": int(not is_tie and _is_against_label(numbers)),
+        "num_ref_logps_of_cut_rows": int(is_cut and not numbers.keys().isdisjoint((*REF_COLUMNS, KWISE_REF_COLUMN))),
+    }
     return record
 
 
-def _empty_record(numbers: Mapping[str, float]) -> Record:
-    lists: Record = {column: [] for column in (*ID_COLUMNS, *MASK_COLUMNS)}
-    return {**lists, **dict.fromkeys((*LENGTHS, *COUNTS), 0), "ignored_keys": "", "problem": "", **numbers}
+def _cut_token_logps(row: RowTokens, cut: RowTokens, numbers: Mapping[str, Any], *, is_tokenized: bool) -> Record:
+    """The columns of the reference's log-probs per token, if the row has them."""
+    if KWISE_TOKEN_COLUMN in numbers:
+        names, logps = completion_names(KWISE_TOKEN_COLUMN, len(cut.completions)), numbers[KWISE_TOKEN_COLUMN]
+    elif TOKEN_COLUMNS[0] in numbers:
+        names, logps = TOKEN_COLUMNS, [numbers[column] for column in TOKEN_COLUMNS]
+    else:
+        return {}
+    kept = cut_token_logps(names, logps, given=row.lengths, kept=cut.lengths, is_tokenized=is_tokenized)
+    return {KWISE_TOKEN_COLUMN: kept} if KWISE_TOKEN_COLUMN in numbers else dict(zip(TOKEN_COLUMNS, kept, strict=True))
+
+
+def _is_against_label(numbers: Mapping[str, Any]) -> bool:
+    chosen, rejected = (numbers.get(column, 0.0) for column in SCORE_COLUMNS)
+    return chosen < rejected
+
+
+def _empty_record() -> Record:
+    lists = (PROMPT_COLUMN, *PAIR_IDS, *PAIR_MASKS, KWISE_IDS, KWISE_MASK, TRUNCATED_COLUMN, COMPLETION_LENGTHS)
+    counts = (PROMPT_LENGTH, *PAIR_COUNTS, *COUNTS)
+    return {**{column: list[Any]() for column in lists}, **dict.fromkeys(counts, 0), "ignored_keys": "", "problem": ""}
 
 
 def _rows(batch: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
@@ -207,29 +215,30 @@ def _attempt(function: Callable[..., Result], *operands: Any) -> Result | RowPro
         return problem
 
 
-def _row_id(row: Mapping[str, Any], index: int) -> int:
-    if "row_id" not in row:
+def _integer(column: str, row: Mapping[str, Any], index: int) -> int:
+    """A column of integers; the number of the row if there is none."""
+    if column not in row:
         return index
-    if row["row_id"] is None:
-        fix = "Give every row a whole number, or remove the column to number the rows from 0."
-        raise RowProblem("row_id", "is missing", value=None, fix=fix)
-    return row["row_id"]
+    if row[column] is None:
+        fix = "Give every row a whole number, or remove the column."
+        raise RowProblem(column, "is missing", value=None, fix=fix)
+    return row[column]
 
 
 def _collect(
-    rows: Sequence[Mapping[str, Any]], indices: Sequence[int], outcomes: Sequence[Record | RowProblem]
+    batch: Mapping[str, list[Any]],
+    rows: Sequence[Mapping[str, Any]],
+    indices: Sequence[int],
+    outcomes: Sequence[Record | RowProblem],
 ) -> dict[str, list[Any]]:
     records: list[Record] = []
     for row, index, outcome in zip(rows, indices, outcomes, strict=True):
-        row_id = _attempt(_row_id, row, index)
-        problem = next((item for item in (outcome, row_id) if isinstance(item, RowProblem)), None)
+        integers = {column: _attempt(_integer, column, row, index) for column in ("row_id", SOURCE_COLUMN)}
+        problem = next((item for item in (outcome, *integers.values()) if isinstance(item, RowProblem)), None)
         if problem is not None:
-            bad = _empty_record({})
-            records.append({**bad, "row_id": index, "problem": json.dumps(asdict(problem.at(index)))})
+            found = json.dumps(asdict(problem.at(index)))
+            records.append({**_empty_record(), "row_id": index, "problem": found})
             continue
         assert isinstance(outcome, dict)
-        records.append({**outcome, "row_id": row_id})
-    given = [name for name, spellings in NUMBER_COLUMNS.items() if any(s in row for s in spellings for row in rows)]
-    with_images = [DIGEST_COLUMN] if any(column in row for column in IMAGE_COLUMNS for row in rows) else []
-    columns = dict.fromkeys([*_empty_record({}), "row_id", *given, *with_images])
-    return {column: [record.get(column) for record in records] for column in columns}
+        records.append({**outcome, **integers})
+    return {column: [record.get(column) for record in records] for column in output_features(list(batch))}

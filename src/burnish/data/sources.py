@@ -21,7 +21,7 @@ from datasets import Dataset, DatasetDict, Features
 
 from burnish.data.errors import DataError, excerpt
 from burnish.data.images import encode_rows
-from burnish.data.numbers import NUMBER_COLUMNS
+from burnish.data.numbers import NUMBER_COLUMNS, TIE_COLUMN
 
 FILE_KINDS = (".jsonl", ".json", ".csv", ".parquet")
 RECIPE = "recipe:"
@@ -170,14 +170,17 @@ def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Text, except for the columns of numbers: an answer may be "42" or "None"; an empty cell is missing."""
     import pandas as pd
 
-    numbers = {spelling for spellings in NUMBER_COLUMNS.values() for spelling in spellings} | {"row_id"}
+    numbers = {spelling for spellings in NUMBER_COLUMNS.values() for spelling in spellings} | {"row_id", TIE_COLUMN}
     chunks = pd.read_csv(path, dtype=str, keep_default_na=False, chunksize=CHUNK_ROWS)
     for chunk in chunks:
         for row in chunk.to_dict("records"):
-            yield {str(key): (_number(value) if key in numbers else value) or None for key, value in row.items()}
+            yield {str(key): _number(value) if key in numbers else value or None for key, value in row.items()}
 
 
 def _number(text: str) -> Any:
+    """The number that a cell says; None of an empty one, and the text of one that says none."""
+    if not text:
+        return None
     try:
         return int(text) if text.isdecimal() else float(text)
     except ValueError:

@@ -18,30 +18,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, Value
-from datasets import Sequence as ListOf
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from burnish.data.encode import special_prefix
 from burnish.data.errors import BadRow, DataError, bad_rows_error
-from burnish.data.formats import PREFERENCE_COLUMNS, content_columns
-from burnish.data.images import DIGEST_COLUMN, attach_images, image_columns, stamp_files, without_decoding
-from burnish.data.numbers import NUMBER_COLUMNS
-from burnish.data.parts import IMAGE_COLUMNS
-from burnish.data.records import (
-    ID_COLUMNS,
-    MASK_COLUMNS,
-    MESSAGE_SEPARATOR,
-    TokenRules,
-    preference_batch,
-    tokenized_batch,
-)
-from burnish.data.report import COUNTS, LENGTHS, DataReport, make_report
+from burnish.data.images import attach_images, image_columns, stamp_files, without_decoding
+from burnish.data.records import MESSAGE_SEPARATOR, TokenRules, preference_batch, tokenized_batch
+from burnish.data.report import BOOKKEEPING, DataReport, make_report
+from burnish.data.schema import TRUNCATED_COLUMN, is_kwise, is_tokenized, output_features, read_columns
 from burnish.data.truncate import TruncationPolicy
-from burnish.registry import closest
 
 BATCH_SIZE = 256
-BOOKKEEPING = frozenset([*LENGTHS, *COUNTS, "ignored_keys", "problem"])
 
 
 def prepare_preferences(
@@ -58,8 +46,9 @@ def prepare_preferences(
     """Tokenise a preference data set. One that has token ids already keeps them, within the same lengths.
 
     Args:
-        dataset: rows in one of the schemas of `burnish.data.formats`, or with `prompt_input_ids`,
-            `chosen_input_ids`, `rejected_input_ids` and, unless every answer token is trained, loss masks.
+        dataset: rows in one of the schemas of `burnish.data.formats` or `burnish.data.kwise`, or with
+            `prompt_input_ids` and either `chosen_input_ids`, `rejected_input_ids` or `completion_input_ids`, and,
+            unless every answer token is trained, loss masks.
         tokenizer: the model's tokenizer.
         truncation: the lengths that a row may have.
         on_bad_row: `error` names the bad rows and stops, `drop` leaves them out and counts them.
@@ -69,9 +58,10 @@ def prepare_preferences(
         processor: of a vision-language model, whose rows may have images; they stay with the prepared rows.
 
     Returns:
-        Rows of row_id, prompt_input_ids, chosen_input_ids, chosen_loss_mask, rejected_input_ids,
-        rejected_loss_mask and, where given, ref_chosen_logps, ref_rejected_logps, weight, margin; and the
-        report.
+        Rows of row_id, prompt_input_ids; chosen_input_ids, chosen_loss_mask, rejected_input_ids, rejected_loss_mask
+        and, where given, the columns of `burnish.data.numbers`; or the lists completion_input_ids,
+        completion_loss_mask and scores or ranks, and weight where given; in both, source where given, and truncated,
+        one for each answer: it or its prompt was cut. And the report.
 
     Raises:
         DataError: no rows, a missing column, bad rows under `error`, or nothing left under `drop`.
@@ -81,8 +71,7 @@ def prepare_preferences(
     if len(dataset) == 0:
         raise DataError(f"{name}: the data set has no rows. Check its path, split and filters.")
     dataset = without_decoding(_split_ref_logps(dataset, name=name))
-    is_tokenized = all(column in dataset.column_names for column in ID_COLUMNS)
-    read = _read_columns(dataset, is_tokenized=is_tokenized, name=name)
+    read = read_columns(dataset, name=name)
     rules = TokenRules(
         truncation=truncation,
         prefix=tuple(special_prefix(tokenizer)),
@@ -92,7 +81,7 @@ def prepare_preferences(
     )
     mapped = _map(
         dataset.with_format(None).select_columns(read),
-        function=tokenized_batch if is_tokenized else preference_batch,
+        function=tokenized_batch if is_tokenized(read) else preference_batch,
         arguments={"tokenizer": tokenizer, "rules": rules},
         num_proc=num_proc,
         name=name,
@@ -100,14 +89,15 @@ def prepare_preferences(
     mapped = attach_images(mapped, dataset)
     kept, bad_rows = _split_bad_rows(mapped, on_bad_row=on_bad_row, name=name)
     ignored = [column for column in dataset.column_names if column not in read] + _ignored_keys(kept)
-    columns = [column for column in _output_features(read) if column not in BOOKKEEPING]
-    report = make_report(kept, name=name, bad_rows=bad_rows, ignored_columns=ignored, content_columns=columns)
+    columns = [column for column in output_features(read) if column not in BOOKKEEPING]
+    trained_on = [column for column in columns if column != TRUNCATED_COLUMN]
+    report = make_report(kept, name=name, bad_rows=bad_rows, ignored_columns=ignored, content_columns=trained_on)
     return kept.select_columns([*columns, *image_columns(kept)]), report
 
 
 def _split_ref_logps(dataset: Dataset, *, name: str) -> Dataset:
     """`ref_logps`, the reference's log-probs of chosen and rejected in one column, under TRL's two names."""
-    if "ref_logps" not in dataset.column_names:
+    if "ref_logps" not in dataset.column_names or is_kwise(dataset.column_names):
         return dataset
     pairs = list(dataset.with_format(None)["ref_logps"])
     for row, pair in enumerate(pairs):
@@ -125,28 +115,6 @@ def _split_ref_logps(dataset: Dataset, *, name: str) -> Dataset:
     return dataset
 
 
-def _read_columns(dataset: Dataset, *, is_tokenized: bool, name: str) -> list[str]:
-    """The columns that are read: of the schema, optional, and refused if filled."""
-    present = dataset.column_names
-    required = ID_COLUMNS if is_tokenized else PREFERENCE_COLUMNS[1:]
-    for column in required:
-        if column not in present:
-            raise DataError(
-                f"{name}: the data set has no column {column!r}{closest(column, present)}\n"
-                f"It has: {', '.join(present)}. A preference data set has prompt, chosen and rejected.\n"
-                f"Rename a column: dataset.rename_column('OLD_NAME', {column!r})."
-            )
-    types = {column: feature.dtype for column, feature in dataset.features.items() if isinstance(feature, Value)}
-    numbers = [
-        next((spelling for spelling in spellings if types.get(spelling, "null") != "null"), None)
-        for spellings in NUMBER_COLUMNS.values()
-    ]
-    row_id = ["row_id"] if "int" in types.get("row_id", "") else []
-    optional = (*MASK_COLUMNS, *IMAGE_COLUMNS) if is_tokenized else content_columns(present)
-    wanted = {*required, *optional, *row_id, *(column for column in numbers if column is not None)}
-    return [column for column in present if column in wanted]
-
-
 def _map(
     dataset: Dataset,
     *,
@@ -161,27 +129,11 @@ def _map(
         batched=True,
         batch_size=BATCH_SIZE,
         remove_columns=dataset.column_names,
-        features=_output_features(dataset.column_names),
+        features=output_features(dataset.column_names),
         fn_kwargs=arguments,
         num_proc=None if num_proc is None else min(num_proc, len(dataset)),
         desc=f"tokenize {name}",
     )
-
-
-def _output_features(read: Sequence[str]) -> Features:
-    """Stated, not inferred: rows that are all bad, or all whole, must not change a column's type."""
-    integer = Value("int64")
-    features: dict[str, Any] = {"row_id": integer, "prompt_input_ids": ListOf(Value("int32"))}
-    for answer in ("chosen", "rejected"):
-        features[f"{answer}_input_ids"] = ListOf(Value("int32"))
-        features[f"{answer}_loss_mask"] = ListOf(Value("bool"))
-    for column, spellings in NUMBER_COLUMNS.items():
-        if any(spelling in read for spelling in spellings):
-            features[column] = Value("float64")
-    if any(column in read for column in IMAGE_COLUMNS):
-        features[DIGEST_COLUMN] = ListOf(integer)
-    features.update(dict.fromkeys((*LENGTHS, *COUNTS), integer))
-    return Features({**features, "ignored_keys": Value("string"), "problem": Value("string")})
 
 
 def _split_bad_rows(mapped: Dataset, *, on_bad_row: str, name: str) -> tuple[Dataset, list[BadRow]]:

@@ -59,7 +59,7 @@ def divergence_from(
         spec: scale and softcap of the model's logits.
 
     Raises:
-        ValueError: two vocabularies.
+        ValueError: two vocabularies, or a teacher of another parcel.
 
     Source: sequential KL of TDPO (2404.11999) eq. 10, one token of it.
     """
@@ -67,6 +67,11 @@ def divergence_from(
         raise ValueError(
             f"the divergence compares two models over one vocabulary; the policy has {len(weight)} tokens, "
             f"the reference {len(teacher.weight)}: give a ref_model of the same family"
+        )
+    if teacher.hidden.shape[:2] != (len(mask), mask.shape[1] + 1):
+        raise ValueError(
+            f"the teacher's hidden states are of another batch: {tuple(teacher.hidden.shape[:2])} rows and states, "
+            f"expected {(len(mask), mask.shape[1] + 1)}: pass teacher_of(other_model, batch) of the same batch"
         )
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -86,7 +91,8 @@ class _ForwardKL(torch.autograd.Function):
             log_p, log_q = model.logits(rows), teacher.logits(rows)  # (n, V)
             log_p.sub_(log_p.logsumexp(1, keepdim=True))
             log_q.sub_(log_q.logsumexp(1, keepdim=True))
-            divergence[rows] = torch.linalg.vecdot(log_q.exp(), log_q.sub(log_p)).clamp(min=0)
+            difference = torch.sub(log_q, log_p, out=log_p)
+            divergence[rows] = torch.linalg.vecdot(log_q.exp_(), difference).clamp_(min=0)
         ctx.save_for_backward(hidden, weight, bias)
         ctx.spec, ctx.other, ctx.dtype = spec, other, dtype
         return divergence
@@ -117,8 +123,8 @@ class _ForwardKL(torch.autograd.Function):
 def _both(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, spec: HeadSpec, other: Any, dtype: torch.dtype
 ) -> tuple[Tiles, Tiles]:
-    """The logits of both models, in tiles of the same rows."""
-    model = Tiles(hidden, weight, bias, spec, dtype, num_buffers=1)
+    """The logits of both models, in tiles of the same rows; the model has a buffer to spare for its softcap."""
+    model = Tiles(hidden, weight, bias, spec, dtype, num_buffers=1 + (spec.softcap is not None))
     states, head, head_bias, head_spec = other
     return model, Tiles(states, head, head_bias, head_spec, dtype, num_buffers=1)
 
@@ -127,7 +133,9 @@ def _grad_logits(model: Tiles, teacher: Tiles, rows: slice, grad_output: Tensor)
     """(n, V) gradient with respect to the product of the model's head and hidden state."""
     logits = model.logits(rows)
     softcap, scale = model.spec.softcap, model.spec.scale
-    chain = None if softcap is None else 1 - (logits / softcap) ** 2  # d logits / d scaled
+    chain = None
+    if softcap is not None:  # d logits / d scaled = 1 - (logits / softcap)²
+        chain = torch.div(logits, softcap, out=model.buffers[1][: len(logits)]).square_().neg_().add_(1)
     p = logits.sub_(logits.logsumexp(1, keepdim=True)).exp_()
     other = teacher.logits(rows)
     q = other.sub_(other.logsumexp(1, keepdim=True)).exp_()

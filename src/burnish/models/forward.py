@@ -16,15 +16,16 @@ import torch
 
 from burnish.models.divergence import Teacher, divergence_from
 from burnish.models.head import STATISTICS, score_tokens
-from burnish.models.introspect import HeadSpec, head_of, inspect_head, trunk_of
+from burnish.models.introspect import HeadSpec, RouterSpec, head_of, inspect_head, inspect_router, trunk_of
 from burnish.models.layout import run_rows
+from burnish.models.routing import load_balancing_loss
 from burnish.types import TokenBatch, TokenStats
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-NEEDS = (*STATISTICS, "hidden")  # and "divergence", with a teacher
+NEEDS = (*STATISTICS, "hidden", "divergence", "aux_loss")
 AS_TEACHER = frozenset({"teacher"})
 
 
@@ -34,7 +35,7 @@ def install_forward(model: PreTrainedModel) -> HeadSpec:
     Raises:
         UnsupportedModelError: the model's head cannot be reproduced exactly.
     """
-    spec = inspect_head(model)
+    spec, router = inspect_head(model), inspect_router(model)
     own_forward = type(model).forward
 
     @functools.wraps(own_forward)  # generate() reads the signature
@@ -48,7 +49,7 @@ def install_forward(model: PreTrainedModel) -> HeadSpec:
     ) -> Any:
         if token_batch is None:
             return own_forward(self, *args, **kwargs)
-        return _score(self, token_batch, spec=spec, needs=needs, teacher=teacher)
+        return _score(self, token_batch, spec=spec, router=router, needs=needs, teacher=teacher)
 
     model.forward = MethodType(forward_or_score, model)
     return spec
@@ -62,23 +63,24 @@ def forward(
     Args:
         model: a model with `install_forward`, bare or wrapped (DDP, FSDP, PEFT, autocast).
         batch: prompts and completions; only tokens of `loss_mask` are scored.
-        needs: any of `entropy`, `top1`, `mean_logit`, `sum_p2`, `hidden`, `divergence`. What is not asked for is not
-            computed.
+        needs: any of `NEEDS`: `entropy`, `top1`, `mean_logit`, `sum_p2`, `hidden`, `divergence`, `aux_loss`. What is
+            not asked for is not computed.
         teacher: the other model of `divergence`, KL(teacher || model) of the next-token distributions.
 
     Returns:
         `TokenStats` aligned with `batch.completion_ids`, exactly 0 outside `batch.loss_mask`.
 
     Raises:
-        ValueError: an unknown need, `divergence` without a teacher, or a teacher of another vocabulary.
+        ValueError: an unknown need, `divergence` without a teacher or with one of another vocabulary or batch, or
+            `aux_loss` of a model without a load-balancing loss.
     """
     wanted = frozenset(needs)
-    if unknown := wanted - {*NEEDS, "divergence"}:
-        raise ValueError(f"unknown token statistics {sorted(unknown)}; known: {', '.join(NEEDS)}, divergence")
+    if unknown := wanted - set(NEEDS):
+        raise ValueError(f"unknown token statistics {sorted(unknown)}; known: {', '.join(NEEDS)}")
     if "divergence" in wanted and teacher is None:
         raise ValueError("divergence compares two models: pass teacher=teacher_of(other_model, batch)")
     outputs: dict[str, Tensor] = model(token_batch=batch, needs=wanted, teacher=teacher)
-    core = {name: outputs[name] for name in ("logps", "entropy", "hidden") if name in outputs}
+    core = {name: outputs[name] for name in ("logps", "entropy", "hidden", "aux_loss") if name in outputs}
     extra = {name: tensor for name, tensor in outputs.items() if name not in core}
     return TokenStats(mask=batch.loss_mask, extra=extra, **core)
 
@@ -90,10 +92,22 @@ def teacher_of(model: nn.Module, batch: TokenBatch) -> Teacher:
 
 
 def _score(
-    model: PreTrainedModel, batch: TokenBatch, *, spec: HeadSpec, needs: frozenset[str], teacher: Teacher | None
+    model: PreTrainedModel,
+    batch: TokenBatch,
+    *,
+    spec: HeadSpec,
+    router: RouterSpec | None,
+    needs: frozenset[str],
+    teacher: Teacher | None,
 ) -> dict[str, Any]:
     """Trunk and head of one micro-batch; plain tensors, so that every wrapper finds them."""
-    hidden = run_rows(trunk_of(model), batch)  # (N, T+1, H)
+    if router is None and "aux_loss" in needs:
+        raise ValueError(
+            f"aux_loss is the load-balancing loss of a mixture of experts; {type(model).__name__} is none, or reports "
+            'no such loss that can be computed from its router logits: leave "aux_loss" out, and router_aux_loss_coef=0'
+        )
+    rows = run_rows(trunk_of(model), batch, output_router_logits="aux_loss" in needs)
+    hidden = rows.hidden  # (N, T+1, H)
     if needs == AS_TEACHER:
         return {"teacher": Teacher(hidden, head_of(model).weight, head_of(model).bias, spec)}
     mask, head = batch.loss_mask, head_of(model)
@@ -104,6 +118,8 @@ def _score(
     if teacher is not None and "divergence" in needs:
         stats["divergence"] = divergence_from(teacher, mask, states, head.weight, head.bias, spec=spec)
     outputs = {name: _scatter(values, mask) for name, values in stats.items()}
+    if router is not None and "aux_loss" in needs:
+        outputs["aux_loss"] = load_balancing_loss(router, rows)
     return {**outputs, "hidden": hidden} if "hidden" in needs else outputs
 
 

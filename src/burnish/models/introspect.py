@@ -6,8 +6,11 @@ not looked up: it is the candidate that reproduces the model's own logits on a f
 
 from __future__ import annotations
 
+import inspect
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 SCALE_NAMES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 SOFTCAP_NAME = "final_logit_softcapping"
 PROBE_TOKENS = 6
+NUM_EXPERTS_NAMES = ("num_experts", "num_local_experts")
+BALANCING_PARAMETERS = {"gate_logits", "num_experts", "top_k", "attention_mask"}
 
 
 class UnsupportedModelError(ValueError):
@@ -31,6 +36,15 @@ class HeadSpec:
 
     scale: float = 1.0
     softcap: float | None = None
+
+
+@dataclass(frozen=True)
+class RouterSpec:
+    """The load-balancing loss of a family of mixtures of experts: its own function, and the sizes it is called with."""
+
+    loss_function: Callable[..., Any]
+    num_experts: int
+    top_k: int
 
 
 def trunk_of(model: PreTrainedModel) -> nn.Module:
@@ -110,17 +124,6 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return tuple(dict.fromkeys(i for i in ids if i is not None))
 
 
-def routes_tokens(model: PreTrainedModel) -> str | None:
-    """A warning if the model is a mixture of experts, whose load-balancing loss is not added; else None."""
-    coefficient = getattr(model.config.get_text_config(), "router_aux_loss_coef", None)
-    if not coefficient:
-        return None
-    return (
-        f"{type(model).__name__} is a mixture of experts with router_aux_loss_coef={coefficient}: "
-        "its load-balancing loss is not built yet and is left out"
-    )
-
-
 def router_aux_loss_coef(model: PreTrainedModel, wanted: float | None = None) -> float:
     """The factor of a mixture of experts' load-balancing loss: the wanted one, else the model's own; 0 for others.
 
@@ -133,6 +136,24 @@ def router_aux_loss_coef(model: PreTrainedModel, wanted: float | None = None) ->
             f"router_aux_loss_coef={wanted} is set, but {type(model).__name__} is no mixture of experts: leave it unset"
         )
     return float((own if wanted is None else wanted) or 0.0)
+
+
+@torch.no_grad()
+def inspect_router(model: PreTrainedModel) -> RouterSpec | None:
+    """The load-balancing loss of a mixture of experts, if it gives the model's own `aux_loss` on a few tokens.
+
+    None for a dense model, and for a family that has no such loss, or another one than its function says.
+    """
+    spec = _router_candidate(model)
+    if spec is None:
+        return None
+    was_training = model.training
+    model.eval()
+    try:
+        own, found = _own_and_found_aux_loss(model, spec)
+    finally:
+        model.train(was_training)
+    return spec if own is not None and torch.allclose(own.float(), found.float(), rtol=1e-4, atol=0.0) else None
 
 
 def num_dropouts(model: nn.Module) -> int:
@@ -179,6 +200,32 @@ def _candidates(model: PreTrainedModel) -> list[HeadSpec]:
     values = [float(v) for name in SCALE_NAMES if (v := getattr(config, name, None))]
     scales = [1.0, *values, *(1 / value for value in values)]
     return [HeadSpec(scale, cap) for scale in scales for cap in dict.fromkeys([softcap, None])]
+
+
+def _router_candidate(model: PreTrainedModel) -> RouterSpec | None:
+    modules = [sys.modules[cls.__module__] for cls in type(model).__mro__]
+    function = next((f for m in modules if (f := getattr(m, "load_balancing_loss_func", None))), None)
+    config = model.config.get_text_config()
+    found = (getattr(owner, name, None) for owner in (model, config) for name in NUM_EXPERTS_NAMES)
+    num_experts = next((number for number in found if number), None)
+    top_k = getattr(model, "num_experts_per_tok", None) or getattr(config, "num_experts_per_tok", None)
+    if function is None or num_experts is None or top_k is None:
+        return None
+    known = inspect.signature(function).parameters.keys() == BALANCING_PARAMETERS
+    return RouterSpec(function, num_experts, top_k) if known else None
+
+
+def _own_and_found_aux_loss(model: PreTrainedModel, spec: RouterSpec) -> tuple[Tensor | None, Tensor]:
+    """`aux_loss` of the model's own forward, and of the family's function on the router logits of the trunk."""
+    embeddings: Any = model.get_input_embeddings()
+    ids = torch.arange(1, PROBE_TOKENS + 1, device=embeddings.weight.device)[None] % len(embeddings.weight)  # (1, 6)
+    mask = (ids != ids[0, 0]).long()  # the first token as padding
+    inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False, "output_router_logits": True}
+    router_logits = getattr(trunk_of(model)(**inputs), "router_logits", None)
+    if not (isinstance(router_logits, tuple) and router_logits):  # no layer routes, or the trunk does not say how
+        return None, torch.zeros(())
+    own = type(model).forward(model, **inputs).aux_loss
+    return own, spec.loss_function(router_logits, spec.num_experts, top_k=spec.top_k, attention_mask=mask)
 
 
 def _error(spec: HeadSpec, raw: Tensor, logits: Tensor) -> float:

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from burnish.compat import UNBUILT_DPO, accept_trl_fields
+from burnish.losses.auxiliary import load_balancing
 from burnish.losses.pairing import pair_logps, wpo_weights
 from burnish.models.forward import forward
+from burnish.models.introspect import router_aux_loss_coef
 from burnish.models.refcache import Precomputed
 from burnish.runtime.state import Stateful
 from burnish.trainers import pair_metrics
@@ -55,6 +57,9 @@ class DPOConfig(ReferenceOptions):
     use_weighting: bool = arg(False, "Weight each pair by how likely the policy itself is to answer so (WPO).")
     ld_alpha: float | None = arg(
         None, "Weight of the tokens of an answer beyond the other's length, in [0, 1] (LD-DPO)."
+    )
+    router_aux_loss_coef: float | None = arg(
+        None, "Factor of a mixture of experts' load-balancing loss; 0 leaves it out. Unset: the model's own."
     )
 
     def __post_init__(self) -> None:
@@ -103,12 +108,13 @@ class DPOTrainer(PolicyTrainer):
         self.losses = bind_losses(options)
         self.couples_rows, self.follows = self.losses.couple_rows, self.losses.follows
         super().__init__(model, options, **kwargs)
+        self.aux_loss_coef = router_aux_loss_coef(self.model, options.router_aux_loss_coef)
         self.needs = self._needs()
         self.reference = make_reference(self, ref_model)
 
     def _needs(self) -> frozenset[str]:
         """What the policy's forward computes beside log-probs: for the losses, for WPO, for metrics."""
-        optional = {"sum_p2": self.args.use_weighting}
+        optional = {"sum_p2": self.args.use_weighting, "aux_loss": self.aux_loss_coef > 0}
         return self.losses.needs | pair_metrics.NEEDS | {name for name, wanted in optional.items() if wanted}
 
     def concatenated_forward(self, model: nn.Module, batch: PreferenceBatch) -> TokenStats:
@@ -139,7 +145,7 @@ class DPOTrainer(PolicyTrainer):
         ref_logps = self.compute_ref_log_probs(batch)
         weight = wpo_weights(stats, batch) if self.args.use_weighting else None
         pair = replace(pair_logps(stats, ref_logps, batch, ld_alpha=self.args.ld_alpha), weight=weight)
-        terms = self.dpo_loss(pair, batch)
+        terms = self.dpo_loss(pair, batch) + load_balancing(stats, coefficient=self.aux_loss_coef)
         return LossOutput(terms=terms, metrics=self._metrics(pair, stats, ref_logps, batch))
 
     def loss(self, model: nn.Module, batch: PreferenceBatch) -> LossOutput:

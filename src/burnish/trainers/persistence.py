@@ -105,7 +105,11 @@ class PersistenceMixin(Host):
         if not self.args.should_save:
             return
         Path(directory).mkdir(parents=True, exist_ok=True)
-        self.accelerator.unwrap_model(self.model).save_pretrained(directory, state_dict=state_dict)
+        # The names of some families on the hub are not those of the model, which resuming needs.
+        is_checkpoint = Path(directory).name.startswith(checkpoint.UNFINISHED)
+        self.accelerator.unwrap_model(self.model).save_pretrained(
+            directory, state_dict=state_dict, save_original_format=not is_checkpoint
+        )
         if self.processing_class is not None:
             self.processing_class.save_pretrained(directory)
 
@@ -123,9 +127,17 @@ class PersistenceMixin(Host):
         self.running_means.load_collected(own["followed"])
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Tied weights are saved once, so the names of the copies are not missing."""
+        """Tied weights are saved once, so the names of the copies are not missing; any other name is an error."""
         tied = set(self.model.all_tied_weights_keys)
         load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
+        unsaved = self.model._keys_to_ignore_on_save or ()
+        missing = [name for name in load_result.missing_keys if name not in unsaved]
+        if missing or load_result.unexpected_keys:
+            raise ValueError(
+                f"the checkpoint does not fit {type(self.model).__name__}: {len(missing)} weights are missing: "
+                f"{', '.join(missing[:3])}; {len(load_result.unexpected_keys)} are not the model's: "
+                f"{', '.join(load_result.unexpected_keys[:3])}. Resume with the model that the checkpoint was made of."
+            )
         super()._issue_warnings_after_load(load_result)
 
     def _load_scaler(self, checkpoint: str | None) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from burnish.data.kwise import KWISE_REF_COLUMN, KWISE_TOKEN_COLUMN
+from burnish.data.numbers import REF_COLUMNS, TOKEN_COLUMNS
 from burnish.models.load import load_policy
 from burnish.models.moving import (
     BemaReference,
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
     from burnish.trainers.dpo import DPOTrainer
 
-LOGPS, TOKEN_LOGPS = "ref_chosen_logps", "ref_chosen_token_logps"
+SUMS, TOKENS = (*REF_COLUMNS, KWISE_REF_COLUMN), (*TOKEN_COLUMNS, KWISE_TOKEN_COLUMN)
 SYNC = SyncSchedule()
 
 
@@ -150,7 +152,7 @@ def choose_reference(
     Raises:
         ValueError: two references at once, or an option that would have no effect.
     """
-    own = [column for column in (LOGPS, TOKEN_LOGPS) if column in columns]
+    own = [column for column in (*SUMS, *TOKENS) if column in columns]
     _refuse_two(policy, ref_model, options, own=own)
     _refuse_idle(ref_model, options, own=own, need_reference=need_reference)
     if options.reference_free:
@@ -166,9 +168,8 @@ def choose_reference(
 
 
 def _of_columns(own: list[str]) -> FromColumns:
-    if TOKEN_LOGPS not in own:
-        return FromColumns()
-    return FromColumns(f"columns {TOKEN_LOGPS} and ref_rejected_token_logps of the data set", knows_tokens=True)
+    knows_tokens = any(column in own for column in TOKENS)
+    return FromColumns(f"columns {' and '.join(own)} of the data set", knows_tokens=knows_tokens)
 
 
 def _of_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from burnish.data.collate import PreferenceCollator
 from burnish.data.lint import Finding, lint_preferences
 from burnish.data.pixels import ImageCollator
 from burnish.data.sampler import BatchLoader, RankBatchSampler
+from burnish.data.schema import KWISE_IDS, PAIR_IDS, PROMPT_COLUMN
 from burnish.data.sources import load_rows
 from burnish.data.tokenize import TruncationPolicy, prepare_preferences
 from burnish.trainers.host import Host
@@ -101,7 +103,10 @@ class RowsMixin(Host):
 
 def longest_first(dataset: Dataset) -> Dataset:
     """The rows by falling length, so that evaluation pads little; sums do not depend on the order."""
-    columns = ("prompt_input_ids", "chosen_input_ids", "rejected_input_ids")
-    table = [[len(ids) for ids in dataset[name]] for name in columns]
-    lengths = [prompt + max(answers) for prompt, *answers in zip(*table, strict=True)]
+    prompts = map(len, dataset[PROMPT_COLUMN])
+    if KWISE_IDS in dataset.column_names:
+        answers = (max(map(len, completions)) for completions in dataset[KWISE_IDS])
+    else:
+        answers = map(max, *(map(len, dataset[column]) for column in PAIR_IDS))
+    lengths = list(map(operator.add, prompts, answers))
     return dataset.select(sorted(range(len(dataset)), key=lambda row: -lengths[row]))

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.utils import logging
 
-from burnish.models.introspect import routes_tokens
 from burnish.runtime import cpu
 from burnish.runtime.checkpoint import read_manifest, remove_leftovers
 from burnish.runtime.manifest import collect_manifest
@@ -102,8 +101,6 @@ class RunningMixin(Host):
             self.run.event("data", data_set=name, lines=report.lines())
         for finding in self.findings:
             self.tell("lint", finding.message, code=finding.code, count=finding.count, rows=list(finding.rows))
-        if mixture := routes_tokens(self.model):
-            self.tell("model", mixture)
 
     def run_config(self) -> dict[str, Any]:
         """What run.yaml holds: `run_file`, if somebody set it, with every option of `args` resolved."""

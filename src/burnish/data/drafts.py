@@ -1,0 +1,91 @@
+"""A row of text or messages -> the texts of its completions, each behind the prompt, not yet tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+from burnish.data.chat import Rendered
+from burnish.data.errors import RowProblem
+from burnish.data.formats import ANSWERS, ChatPreference, TextPreference, read_preference
+from burnish.data.kwise import (
+    COMPLETIONS_COLUMN,
+    as_pair,
+    completion_names,
+    first_equals,
+    in_twos,
+    naming_completions,
+    read_completions,
+    read_kwise_numbers,
+)
+from burnish.data.numbers import read_numbers
+from burnish.data.placeholders import WrittenImages, render_with_images
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A row as text.
+
+    Attributes:
+        sides: its completions, each behind the prompt.
+        names: what errors call each completion.
+        images: of the prompt.
+        numbers: of the row, under their canonical names.
+        ignored_keys: keys of messages that nothing reads.
+    """
+
+    sides: tuple[Rendered, ...]
+    names: tuple[str, ...]
+    images: WrittenImages
+    numbers: Mapping[str, Any]
+    ignored_keys: frozenset[str]
+
+
+def draft_preference(
+    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, processor: ProcessorMixin | None = None
+) -> Draft:
+    """A row of chosen and rejected as text, with its images written out.
+
+    Raises:
+        RowProblem: the row cannot be trained on.
+    """
+    preference, numbers = read_preference(row), read_numbers(row)
+    sides, images = render_with_images(tokenizer, preference, row, processor=processor)
+    return Draft(sides, ANSWERS, images, numbers, _unread_keys(preference, sides))
+
+
+def draft_completions(
+    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, processor: ProcessorMixin | None = None
+) -> Draft:
+    """A row of several completions as text, with its images written out. Equal completions are read once.
+
+    Raises:
+        RowProblem: the row cannot be trained on.
+    """
+    completions = read_completions(row)
+    numbers, same = read_kwise_numbers(row, len(completions)), first_equals(completions)
+    prompts: list[Any] = []
+    sides: dict[int, Rendered] = {}
+    ignored, images = frozenset[str](), WrittenImages()
+    for first, second in in_twos(sorted(set(same))):
+        pair = as_pair(row, first, second)
+        with naming_completions(first, second):
+            preference = read_preference(pair)
+            prompts.append(preference.prompt)
+            if prompts[0] != prompts[-1]:
+                fix = "Give the prompt as messages in its own column, and completions without it."
+                problem = f"leaves another prompt than {COMPLETIONS_COLUMN}[0]"
+                raise RowProblem("chosen", problem, value=prompts[-1], fix=fix)
+            rendered, images = render_with_images(tokenizer, preference, pair, processor=processor)
+        sides |= zip((first, second), rendered, strict=True)
+        ignored |= _unread_keys(preference, rendered)
+    names = completion_names(COMPLETIONS_COLUMN, len(completions))
+    return Draft(tuple(sides[place] for place in same), names, images, numbers, ignored)
+
+
+def _unread_keys(preference: TextPreference | ChatPreference, sides: Sequence[Rendered]) -> frozenset[str]:
+    ignored = frozenset[str]() if isinstance(preference, TextPreference) else preference.ignored_keys
+    return ignored.union(*(side.unread_keys for side in sides))

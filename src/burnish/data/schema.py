@@ -1,0 +1,155 @@
+"""The columns of a data set: which of a given one are read, and which a prepared one has.
+
+A data set is one of pairs (chosen and rejected) or K-wise (several graded completions of a prompt), as a whole, by its
+columns; and it is one of text and messages, or of token ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from datasets import Dataset, Features, Value
+from datasets import Sequence as ListOf
+
+from burnish.data.errors import DataError
+from burnish.data.formats import ANSWERS, CONVERSATION_COLUMN, content_columns
+from burnish.data.images import DIGEST_COLUMN
+from burnish.data.kwise import COMPLETIONS_COLUMN, GRADE_COLUMNS, KWISE_NUMBERS, KWISE_REF_COLUMN, KWISE_TOKEN_COLUMN
+from burnish.data.numbers import NUMBER_COLUMNS, TIE_COLUMN, TOKEN_COLUMNS
+from burnish.data.parts import IMAGE_COLUMNS
+from burnish.data.report import COMPLETION_LENGTHS, COUNTS, PAIR_COUNTS, PROMPT_LENGTH
+from burnish.registry import closest
+
+PROMPT_COLUMN = "prompt_input_ids"
+PAIR_IDS, PAIR_MASKS = ("chosen_input_ids", "rejected_input_ids"), ("chosen_loss_mask", "rejected_loss_mask")
+KWISE_IDS, KWISE_MASK = "completion_input_ids", "completion_loss_mask"
+TRUNCATED_COLUMN = "truncated"
+SOURCE_COLUMN = "source"
+
+INTEGER, NUMBER, IDS, MASK = Value("int64"), Value("float64"), ListOf(Value("int32")), ListOf(Value("bool"))
+
+
+def is_kwise(columns: Collection[str]) -> bool:
+    """Several completions of each prompt, not chosen and rejected."""
+    if is_tokenized(columns):
+        return KWISE_IDS in columns
+    return COMPLETIONS_COLUMN in columns and not set(ANSWERS) <= set(columns)
+
+
+def is_tokenized(columns: Collection[str]) -> bool:
+    """The rows are token ids already."""
+    return PROMPT_COLUMN in columns and (KWISE_IDS in columns or set(PAIR_IDS) <= set(columns))
+
+
+def read_columns(dataset: Dataset, *, name: str) -> list[str]:
+    """The columns of a data set that are read: of its schema, optional, and refused if filled.
+
+    Args:
+        dataset: rows in any accepted schema.
+        name: the data set's name in messages.
+
+    Raises:
+        DataError: a column is missing, or there are columns of which only one may be there.
+    """
+    present, features = dataset.column_names, dataset.features
+    wanted = _kwise_columns(dataset, name) if is_kwise(present) else _pair_columns(dataset, name)
+    if is_tokenized(present):
+        wanted |= {PROMPT_COLUMN, *IMAGE_COLUMNS}
+        wanted |= set() if isinstance(features.get(TRUNCATED_COLUMN), Value) else {TRUNCATED_COLUMN}
+    else:
+        wanted |= set(content_columns(present)).difference(ANSWERS)
+    wanted |= {column for column in ("row_id", SOURCE_COLUMN) if "int" in _dtype(features.get(column))}
+    return [column for column in present if column in wanted]
+
+
+def output_features(read: Collection[str]) -> Features:
+    """The columns of prepared rows and of what is counted, in order, with their types.
+
+    They are stated, not inferred: rows that are all bad, or all whole, must not change a column's type.
+
+    Args:
+        read: the columns of the given rows that are read.
+    """
+    features: dict[str, Any] = {"row_id": INTEGER, PROMPT_COLUMN: IDS}
+    if is_kwise(read):
+        features |= {KWISE_IDS: ListOf(IDS), KWISE_MASK: ListOf(MASK)}
+        numbers = {
+            "scores": ListOf(NUMBER),
+            "ranks": ListOf(INTEGER),
+            "weight": NUMBER,
+            KWISE_REF_COLUMN: ListOf(NUMBER),
+            KWISE_TOKEN_COLUMN: ListOf(ListOf(NUMBER)),
+        }
+        features |= {column: feature for column, feature in numbers.items() if column in read}
+    else:
+        for ids, mask in zip(PAIR_IDS, PAIR_MASKS, strict=True):
+            features |= {ids: IDS, mask: MASK}
+        for column, spellings in NUMBER_COLUMNS.items():
+            if any(spelling in read for spelling in spellings):
+                features[column] = NUMBER
+        features |= {column: ListOf(NUMBER) for column in TOKEN_COLUMNS if column in read}
+        features |= {TIE_COLUMN: Value("bool")} if TIE_COLUMN in read else {}
+    features |= {SOURCE_COLUMN: INTEGER} if SOURCE_COLUMN in read else {}
+    features[TRUNCATED_COLUMN] = MASK
+    if any(column in read for column in IMAGE_COLUMNS):
+        features[DIGEST_COLUMN] = ListOf(INTEGER)
+    features |= {PROMPT_LENGTH: INTEGER, COMPLETION_LENGTHS: ListOf(INTEGER)}
+    features |= dict.fromkeys((*PAIR_COUNTS, *COUNTS), INTEGER)
+    return Features({**features, "ignored_keys": Value("string"), "problem": Value("string")})
+
+
+def _pair_columns(dataset: Dataset, name: str) -> set[str]:
+    present = dataset.column_names
+    if not is_tokenized(present) and COMPLETIONS_COLUMN in present and _filled(dataset, GRADE_COLUMNS):
+        raise DataError(
+            f"{name}: the data set has chosen and rejected, and graded completions too.\n"
+            f"Remove what is not to be trained on: dataset.remove_columns({COMPLETIONS_COLUMN!r}), or "
+            f"dataset.remove_columns({list(ANSWERS)})."
+        )
+    required = PAIR_IDS if is_tokenized(present) else ANSWERS
+    for column in required:
+        if column not in present:
+            raise DataError(
+                f"{name}: the data set has no column {column!r}{closest(column, present)}\n"
+                f"It has: {', '.join(present)}. A preference data set has prompt, chosen and rejected, or prompt, "
+                f"completions and scores.\n"
+                f"Rename a column: dataset.rename_column('OLD_NAME', {column!r})."
+            )
+    scalars = {column for column in present if _dtype(dataset.features[column]) not in ("", "null")}
+    numbers = [
+        next((spelling for spelling in spellings if spelling in scalars), None) for spellings in NUMBER_COLUMNS.values()
+    ]
+    optional = {*numbers, *scalars.intersection({TIE_COLUMN}), *_filled(dataset, TOKEN_COLUMNS)}
+    return {*required, *PAIR_MASKS, *(column for column in optional if column is not None)}
+
+
+def _kwise_columns(dataset: Dataset, name: str) -> set[str]:
+    present = dataset.column_names
+    if set(PAIR_IDS) <= set(present):
+        raise DataError(f"{name}: the data set has chosen_input_ids, and {KWISE_IDS} too: remove one of the two.")
+    grades = _filled(dataset, GRADE_COLUMNS)
+    if len(grades) != 1:
+        found = "both scores and ranks: remove one of the two" if grades else f"no scores{closest('scores', present)}"
+        raise DataError(
+            f"{name}: the data set has several completions in each row, and {found}\n"
+            f"It has: {', '.join(present)}. Completions have the column scores, one number for each, higher is better, "
+            "or the column ranks, where 1 is best."
+        )
+    if not is_tokenized(present) and not {"prompt", CONVERSATION_COLUMN}.intersection(present):
+        raise DataError(
+            f"{name}: the data set has completions, but no column 'prompt'{closest('prompt', present)}\n"
+            f"It has: {', '.join(present)}. Only chosen and rejected may contain their prompt."
+        )
+    ids = {KWISE_IDS, KWISE_MASK} if is_tokenized(present) else {COMPLETIONS_COLUMN}
+    return {*ids, *grades, *_filled(dataset, KWISE_NUMBERS)}
+
+
+def _filled(dataset: Dataset, columns: Sequence[str]) -> list[str]:
+    """Those of the columns that are there and not null in every row."""
+    return [name for name in columns if name in dataset.column_names and _dtype(dataset.features[name]) != "null"]
+
+
+def _dtype(feature: Any) -> str:
+    """The type of a column of single values; "" for lists and other columns, and where there is none."""
+    return feature.dtype if isinstance(feature, Value) else ""
