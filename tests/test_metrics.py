@@ -163,12 +163,22 @@ def test_correlation_from_means():
     assert "_length_difference_x_margins" not in found
 
 
-def test_correlation_of_what_does_not_vary_is_unknown():
+def test_correlation_of_what_does_not_vary_is_left_out():
     buffer = MetricBuffer()
     same = torch.full((3,), 2.0)
     buffer.add({"length_difference": Mean.of(same), "rewards/margins": Mean.of(torch.tensor([1.0, 2.0, 3.0]))})
     buffer.add({"_length_difference_x_margins": Mean.of(2 * torch.tensor([1.0, 2.0, 3.0]))})
-    assert math.isnan(buffer.flush(lambda table: table)["length_margin_correlation"].mean)
+    assert set(buffer.flush(lambda table: table)) == {"length_difference", "rewards/margins"}
+
+
+def test_what_was_not_measured_is_left_out():
+    """A mean of weight 0 says nothing; a loss that is not a number is shown as one."""
+    buffer = MetricBuffer()
+    none = torch.tensor(0.0)
+    buffer.add({"none": Mean(total=none, weight=none, squares=none), "loss": Mean.of(torch.tensor([math.nan]))})
+    found = buffer.flush(lambda table: table)
+    assert set(found) == {"loss"}
+    assert math.isnan(found["loss"].mean)
 
 
 def test_a_family_of_metrics_has_one_sentence():

@@ -106,12 +106,18 @@ CORRELATIONS = {"length_margin_correlation": ("length_difference", "rewards/marg
 
 
 def shown(estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
-    """What is made of several means is added, and means that only serve that (their names begin with `_`) left out."""
-    known = {name: estimate for name, estimate in estimates.items() if not name.startswith("_")}
+    """The means that something was measured of, and what is made of several.
+
+    Means that only serve that (their names begin with `_`), a mean of weight 0, and a correlation of what does not vary
+    are left out: they say nothing.
+    """
+    known = {name: mean for name, mean in estimates.items() if mean.weight > 0 and not name.startswith("_")}
     for name, parts in CORRELATIONS.items():
         if all(part in estimates for part in parts):
             first, second, product = (estimates[part] for part in parts)
-            known[name] = Estimate(_correlation(first, second, product), product.weight, math.nan)
+            correlation = _correlation(first, second, product)
+            if not math.isnan(correlation):
+                known[name] = Estimate(correlation, product.weight, math.nan)
     return known
 
 

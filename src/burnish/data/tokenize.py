@@ -46,9 +46,8 @@ def prepare_preferences(
     """Tokenise a preference data set. One that has token ids already keeps them, within the same lengths.
 
     Args:
-        dataset: rows in one of the schemas of `burnish.data.formats` or `burnish.data.kwise`, or with
-            `prompt_input_ids` and either `chosen_input_ids`, `rejected_input_ids` or `completion_input_ids`, and,
-            unless every answer token is trained, loss masks.
+        dataset: rows in a schema of `burnish.data.formats` or `burnish.data.kwise`, or with `prompt_input_ids`, the
+            answers' ids and, unless every answer token is trained, loss masks.
         tokenizer: the model's tokenizer.
         truncation: the lengths that a row may have.
         on_bad_row: `error` names the bad rows and stops, `drop` leaves them out and counts them.

@@ -66,7 +66,8 @@ class EvaluationMixin(Host):
 
 def _with_loss(estimates: dict[str, Estimate], terms: Sequence[Term]) -> dict[str, Estimate]:
     """Add `loss`, the weighted sum of the terms; a single term is not listed beside it."""
-    parts = [estimates[f"loss/{term.name}"] for term in terms]
+    nothing = Estimate.of(0.0, 0.0, 0.0)  # of a term whose units all have weight 0
+    parts = [estimates.get(f"loss/{term.name}", nothing) for term in terms]
     mean = sum(term.coefficient * part.mean for term, part in zip(terms, parts, strict=True))
     if len(terms) != 1:
         return {"loss": Estimate(mean, 1.0, torch.nan), **estimates}
