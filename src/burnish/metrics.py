@@ -53,7 +53,6 @@ EXPLANATIONS: dict[str, str] = {
     "samples_per_second": "Rows of the data set per second of runtime.",
     "steps_per_second": "Optimizer steps, or batches of an evaluation, per second of runtime.",
     "total_flos": "Floating-point operations so far: six per parameter and token, padding included.",
-    "win_rate": "Share of evaluation prompts on which the judge prefers the policy's answer; a tie counts one half.",
     "loss/aux_loss": "Load-balancing loss of a mixture of experts, before its coefficient.",
     "loss/": "One term of a loss with several, before its weight: the mean over that term's own unit.",
 }
