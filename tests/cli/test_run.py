@@ -45,7 +45,7 @@ def test_train_then_resume(arguments, tmp_path):
     run_dir = tmp_path / "run"
     assert outcome.before["eval_rewards/accuracies"].weight == 4
     assert outcome.before["eval_rewards/accuracies"].mean == 0.5
-    assert set(outcome.after) == set(outcome.before)
+    assert set(outcome.before) <= set(outcome.after)  # a correlation needs margins that differ
     assert [sample.before is not None for sample in outcome.samples] == [True, True]
     assert "2 pairs x 1 micro-batch x 1 process = 2 pairs a step" in screen
     assert screen.count("step 3/3") == 1

@@ -29,6 +29,27 @@ OPTIONS = {  # of a case: its loss, and what is set away from the defaults
     },
     "weighted": {"loss_type": ["sigmoid"], "use_weighting": True},
 }  # fmt: skip
+AS_IN_1_16 = (
+    "sigmoid", "hinge", "ipo", "nca_pair", "sppo_hard", "sft", "bco_pair", "aot", "aot_pair", "apo_zero", "apo_down",
+    "discopop",
+)  # fmt: skip
+OPTIONS_0_25 = {  # of a case of 0.25: its trainer there, and what is set away from the defaults
+    **{loss: ("dpo", {"loss_type": [loss]}) for loss in AS_IN_1_16},
+    "smoothed": ("dpo", {"loss_type": ["sigmoid"], "label_smoothing": 0.2}),
+    "exo_pair": ("dpo", {"loss_type": ["exo_pair"], "label_smoothing": 0.1}),
+    "robust": ("dpo", {"loss_type": ["robust"], "label_smoothing": 0.1}),
+    "aot_smoothed": ("dpo", {"loss_type": ["aot"], "label_smoothing": 0.2}),
+    "sigmoid_and_sft": ("dpo", {"loss_type": ["sigmoid", "sft"], "loss_weights": [0.7, 0.3]}),
+    "rpo": ("dpo", {"rpo_alpha": 0.5}),
+    "weighted": ("dpo", {"use_weighting": True}),
+    "reference_free": ("dpo", {"reference_free": True}),
+    "js_divergence": ("dpo", {"f_divergence_type": "js_divergence"}),
+    "alpha_divergence": ("dpo", {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.3}),
+    "ld": ("dpo", {"ld_alpha": 0.4}),
+    "cpo": ("cpo", {"loss_type": "sigmoid", "cpo_alpha": 1.0}),
+    "simpo": ("cpo", {"loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": 0.5}),
+    "orpo": ("orpo", {}),
+}
 ROWS = [
     {"prompt": "Q: what is the sky?\nA:", "chosen": " blue on most days", "rejected": " no"},
     {"prompt": "Name a stone.\n", "chosen": "Granite.", "rejected": "I would rather not name any stone today."},
