@@ -105,7 +105,9 @@ def test_unknown_option(make_config):
 
 def test_output_dir_names_method_and_time(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert DPOConfig(report_to="none").output_dir.startswith("runs/dpo-")
+    first, second = (DPOConfig(report_to="none").output_dir for _ in range(2))
+    assert first.startswith("runs/dpo-")
+    assert second != first
 
 
 def test_output_dir_must_be_given_to_several_processes(monkeypatch):

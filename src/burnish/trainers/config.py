@@ -7,9 +7,9 @@ accelerator, `bf16` and `gradient_checkpointing` are off unless asked for.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from datetime import datetime
 from enum import Enum
 from typing import Any
 
@@ -139,7 +139,7 @@ def _new_run_directory(method: str) -> str:
         raise ValueError(
             "output_dir is not set, and the processes of a distributed run must agree on it: set output_dir"
         )
-    return os.path.join("runs", f"{method}-{time.strftime('%Y%m%d-%H%M%S')}")
+    return os.path.join("runs", f"{method}-{datetime.now():%Y%m%d-%H%M%S-%f}")
 
 
 def _plain(value: Any) -> Any:
