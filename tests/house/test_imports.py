@@ -18,14 +18,16 @@ MODULES = sorted(
 # Each room may import those of lower rank, and its own; rooms of the same rank do not know each other.
 RANKS = [
     {"types", "registry"},
-    {"losses", "metrics"},
+    {"losses", "advantages", "importance", "metrics"},
     {"data", "models", "runtime"},
+    {"generation", "rewards"},
+    {"rollout"},
     {"trainers"},
     {"report"},
     {"cli"},
 ]
 FOR_EVERYBODY = {"compat"}  # versions and TRL's names; imports only the registry
-PURE = {"types", "registry", "losses", "metrics"}
+PURE = {"types", "registry", "losses", "advantages", "importance", "metrics"}
 PURE_IMPORTS = {"torch", "jaxtyping", "burnish"} | set(sys.stdlib_module_names)
 
 

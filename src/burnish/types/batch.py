@@ -1,0 +1,167 @@
+"""Batches: a set of prompts, and the completions that point at them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+
+Parcel = TypeVar("Parcel", bound="TokenBatch")
+
+PAIR_UNITS = ("pair", "chosen_token", "prompt")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenBatch:
+    """Prompts, and completions that point at them.
+
+    Attributes:
+        prompt_ids: (P, L) token ids, left-padded.
+        prompt_mask: (P, L) a token is there.
+        completion_ids: (N, T) token ids, right-padded.
+        completion_mask: (N, T) a token is there.
+        loss_mask: (N, T) the token is trained; a subset of `completion_mask`.
+        prompt_index: (N,) each row's prompt, which is also its group.
+        row_id: (N,) the row of the data set that it came from: named by every error and guard.
+        columns: per-row numbers (N,): `label`, `score`, `weight`, `source`, `truncated`.
+        turn_index: (N, T) the turn that a token belongs to, or None.
+        extra: one mapping of opaque model inputs per prompt (images), or empty.
+        is_filler: a copy that keeps this rank in step with the others; it counts for nothing.
+
+    Example: one prompt of two tokens with two completions, of two and one tokens:
+        prompt_ids [[5, 6]], completion_ids [[7, 2], [8, 0]], completion_mask [[1, 1], [1, 0]],
+        prompt_index [0, 0], row_id [17, 17].
+    """
+
+    prompt_ids: Int[Tensor, "P L"]
+    prompt_mask: Bool[Tensor, "P L"]
+    completion_ids: Int[Tensor, "N T"]
+    completion_mask: Bool[Tensor, "N T"]
+    loss_mask: Bool[Tensor, "N T"]
+    prompt_index: Int[Tensor, "N"]
+    row_id: Int[Tensor, "N"]
+    columns: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    turn_index: Int[Tensor, "N T"] | None = None
+    extra: tuple[Mapping[str, Any], ...] = ()
+    is_filler: bool = False
+
+    def __len__(self) -> int:
+        return int(self.completion_ids.shape[0])
+
+    def __contains__(self, name: object) -> bool:
+        return any(f.name == name for f in fields(self))
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+    def to(self: Parcel, device: torch.device | str, *, non_blocking: bool = False) -> Parcel:
+        """The same parcel with every tensor on `device`."""
+        return self._apply(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self: Parcel) -> Parcel:
+        """The same parcel in page-locked memory, as torch's DataLoader asks for it."""
+        return self._apply(lambda tensor: tensor.pin_memory())
+
+    def _apply(self: Parcel, function: Callable[[Tensor], Tensor]) -> Parcel:
+        return replace(self, **{f.name: _map_tensors(getattr(self, f.name), function) for f in fields(self)})
+
+    @property
+    def num_input_tokens(self) -> Int[Tensor, ""]:
+        """Prompt and completion tokens, a prompt counted once for each of its rows."""
+        prompt_lengths = self.prompt_mask.sum(1)[self.prompt_index]  # (N,)
+        return prompt_lengths.sum() + self.completion_mask.sum()
+
+    def unit_weights(self, per: str) -> Tensor:
+        """The weight of each unit of the parcel, in the shape of a loss over that unit.
+
+        Returns:
+            `row`: (N,), `token`: (N, T), zero outside `loss_mask`.
+
+        Raises:
+            ValueError: the parcel has no such unit.
+        """
+        rows = self.columns.get("weight", torch.ones(len(self), device=self.completion_ids.device))  # (N,)
+        if per == "row":
+            return rows
+        if per == "token":
+            return self.loss_mask * rows[:, None]
+        raise ValueError(f"{type(self).__name__} has no unit {per!r}; it has: {', '.join(self.units)}")
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """The units that a loss over this parcel may be averaged over."""
+        return ("row", "token")
+
+    def counts(self) -> dict[str, Float[Tensor, ""]]:
+        """The summed weight of every unit: what a sum of losses over that unit is divided by."""
+        keep = 0.0 if self.is_filler else 1.0
+        return {per: self._count(per) * keep for per in self.units}
+
+    def _count(self, per: str) -> Tensor:
+        return wide(self.unit_weights(per)).sum()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreferenceBatch(TokenBatch):
+    """Pairs of rows, of which the first is preferred.
+
+    Attributes:
+        pairs: (M, 2) indices of the chosen and the rejected row; a row may be in several pairs.
+        margin: (M,) how much better the chosen row is: the data's margin, else the difference of scores, or None.
+        weight: (M,) the weight of a pair in the average, or None for one each.
+        ref_logps: (N,) the reference's summed log-probs from the data set, or None.
+        ref_token_logps: (N, T) the same per token, or None.
+        coupled: for each loss that couples rows, (M, 3): its value at this parcel's pairs, and its derivatives by
+            their chosen and rejected log-probs, over all pairs of the step. Empty until the step is prepared.
+
+    Example: one prompt with its two answers has pairs [[0, 1]].
+    """
+
+    pairs: Int[Tensor, "M 2"]
+    margin: Float[Tensor, "M"] | None = None
+    weight: Float[Tensor, "M"] | None = None
+    ref_logps: Float[Tensor, "N"] | None = None
+    ref_token_logps: Float[Tensor, "N T"] | None = None
+    coupled: Mapping[str, Float[Tensor, "M 3"]] = field(default_factory=dict[str, Tensor])
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """`pair`; `chosen_token`, the trained tokens of the preferred rows; `prompt`; `row`; `token`."""
+        return (*PAIR_UNITS, *super().units)
+
+    def unit_weights(self, per: str) -> Tensor:
+        """As in `TokenBatch`; `PAIR_UNITS`: (M,), a loss of pairs, or parts of a loss that is a sum over more."""
+        if per not in PAIR_UNITS:
+            return super().unit_weights(per)
+        return torch.ones(len(self.pairs), device=self.pairs.device) if self.weight is None else self.weight
+
+    def _count(self, per: str) -> Tensor:
+        weights = wide(self.unit_weights("pair"))  # (M,)
+        if per == "chosen_token":
+            return (weights * self.loss_mask.sum(1)[self.pairs[:, 0]]).sum()
+        if per == "prompt":  # a prompt has the mean weight of its pairs
+            prompts = self.prompt_index[self.pairs[:, 0]]  # (M,)
+            num_pairs = torch.zeros(len(self.prompt_ids), device=prompts.device, dtype=weights.dtype)
+            return (weights / num_pairs.index_add(0, prompts, torch.ones_like(weights))[prompts]).sum()
+        return super()._count(per)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in float64, or in float32 where the device has no float64 (MPS): for sums of many numbers."""
+    return tensor.float() if tensor.device.type == "mps" else tensor.double()
+
+
+def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: _map_tensors(item, function) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, tuple):
+        return tuple(_map_tensors(item, function) for item in value)  # pyright: ignore[reportUnknownVariableType]
+    return value
