@@ -1,7 +1,25 @@
 """Losses: pure functions of tensors, each a row of a table. Importing this package fills the tables."""
 
-from burnish.losses import coupled, graded, policy_only, ratios
+from burnish.losses import coupled, graded, policy_only, ratios, weighted
 from burnish.losses.divergence import divergences
+from burnish.losses.kl import kl_estimator, kl_estimators
+from burnish.losses.policy import policy_loss, policy_losses
 from burnish.losses.preference import preference_loss, preference_losses
+from burnish.losses.reduce import aggregations, reduce_tokens
 
-__all__ = ["coupled", "divergences", "graded", "policy_only", "preference_loss", "preference_losses", "ratios"]
+__all__ = [
+    "aggregations",
+    "coupled",
+    "divergences",
+    "graded",
+    "kl_estimator",
+    "kl_estimators",
+    "policy_loss",
+    "policy_losses",
+    "policy_only",
+    "preference_loss",
+    "preference_losses",
+    "ratios",
+    "reduce_tokens",
+    "weighted",
+]
