@@ -127,6 +127,107 @@ def gdpo(rewards: RewardTable, prompt_index: Int[Tensor, "N"]) -> Float[Tensor, 
     )
 
 
+@advantage("reinforce_pp", paper="2501.03262")
+def reinforce_pp(rewards: RewardTable, prompt_index: Int[Tensor, "N"]) -> Float[Tensor, "N 1"]:
+    """REINFORCE++: normalised over the whole round, with no group at all.
+
+    A = (R - mean(batch)) / (std(batch) + 1e-8)
+
+    One answer a prompt is enough. The paper normalises the tokens of a round, each with what it still has to pay of
+    the KL; here the answers of the round are normalised, and KL in the reward is part of R.
+
+    Source: REINFORCE++ (2501.03262) eq. 8 to 10, for answers.
+    """
+    batch = Groups(rewards.total()[:, None], torch.zeros_like(prompt_index))
+    return batch.centered / (batch.std + 1e-8)
+
+
+@advantage("reinforce_pp_baseline", paper="2501.03262")
+def reinforce_pp_baseline(rewards: RewardTable, prompt_index: Int[Tensor, "N"]) -> Float[Tensor, "N 1"]:
+    """REINFORCE++ with the mean of the group as baseline, and the spread of the whole round as scale.
+
+    A = d / (std(batch of d) + 1e-8),   d = R - mean(group)
+
+    Source: REINFORCE++ (2501.03262) appendix A.
+    """
+    total = rewards.total()[:, None]  # (N, 1)
+    groups = Groups(total, prompt_index)
+    differences = torch.where(total.isnan(), torch.nan, groups.centered)
+    return groups.centered / (Groups(differences, torch.zeros_like(prompt_index)).std + 1e-8)
+
+
+@advantage("turn", per="token", paper="2402.03300")
+def turn(
+    rewards: RewardTable,
+    prompt_index: Int[Tensor, "N"],
+    mask: Bool[Tensor, "N T"],
+    turn_index: Int[Tensor, "N T"] | None,
+    *,
+    scale_rewards: str | bool = "group",
+) -> Float[Tensor, "N T"]:
+    """Turn by turn: what an answer still earns from a turn on, against what its group does.
+
+    A_k = (R_k - mean(group)) / (std + 1e-4),   R_k = token_rewards of turn k and later + what belongs to no token
+
+    An answer that ended before turn k stands in the group with what it earned from its last turn on. All tokens of a
+    turn have its advantage. Without token_rewards it is `group`. std is that of R_k over the `group`, that of R over
+    the `batch`, or none.
+
+    Source: outcome and process rewards of GRPO (2402.03300) section 4.1.3, with a baseline for each turn.
+    """
+    turns = torch.zeros_like(mask, dtype=torch.long) if turn_index is None else turn_index
+    num_turns = int(torch.where(mask, turns, 0).max()) + 1
+    turns = turns.clamp(0, num_turns - 1)
+    per_token = _token_rewards(rewards, mask)
+    per_turn = [torch.where(turns == k, per_token, torch.zeros_like(per_token)).sum(1) for k in range(num_turns)]
+    return _returns_to_go(rewards, torch.stack(per_turn, 1), prompt_index, mask, turns, scale_rewards)
+
+
+@advantage("token", per="token", paper="2402.03300")
+def token(
+    rewards: RewardTable,
+    prompt_index: Int[Tensor, "N"],
+    mask: Bool[Tensor, "N T"],
+    turn_index: Int[Tensor, "N T"] | None,
+    *,
+    scale_rewards: str | bool = "group",
+) -> Float[Tensor, "N T"]:
+    """Token by token: what an answer still earns from a token on, against what its group does from the same place on.
+
+    A_t = (R_t - mean(group)) / (std + 1e-4),   R_t = token_rewards from t on + what belongs to no token
+
+    As `turn`, with every token a turn of its own: for rewards of spans, and for KL in the reward.
+
+    Source: as `turn`.
+    """
+    del turn_index
+    places = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)  # (N, T)
+    return _returns_to_go(rewards, _token_rewards(rewards, mask), prompt_index, mask, places, scale_rewards)
+
+
+def _token_rewards(rewards: RewardTable, mask: Bool[Tensor, "N T"]) -> Float[Tensor, "N T"]:
+    if rewards.token_rewards is None:
+        return torch.zeros(mask.shape, dtype=rewards.rewards.dtype, device=mask.device)
+    return rewards.token_rewards
+
+
+def _returns_to_go(
+    rewards: RewardTable,
+    step_rewards: Float[Tensor, "N K"],
+    prompt_index: Int[Tensor, "N"],
+    mask: Bool[Tensor, "N T"],
+    steps: Int[Tensor, "N T"],
+    scale_rewards: str | bool,
+) -> Float[Tensor, "N T"]:
+    """Returns from each step on, centred and scaled over the group, at the tokens of the step."""
+    total = rewards.total()[:, None]  # (N, 1)
+    returns = step_rewards.flip(1).cumsum(1).flip(1) + total - step_rewards.sum(1, keepdim=True)  # (N, K)
+    last = torch.where(mask, steps, 0).amax(1, keepdim=True)  # (N, 1)
+    places = torch.arange(step_rewards.shape[1], device=mask.device)
+    groups = Groups(returns.gather(1, torch.minimum(places, last)), prompt_index)
+    return (groups.centered / _scale(total, groups, scale_rewards)).gather(1, steps)
+
+
 def _scale(values: Float[Tensor, "N K"], groups: Groups, scale_rewards: str | bool) -> Tensor | float:
     """What centred values are divided by."""
     if scale_rewards in ("group", True):
@@ -181,3 +282,61 @@ def _numbered(prompt_index: Int[Tensor, "N"]) -> tuple[Int[Tensor, "N"], int]:
 def has_signal(rewards: RewardTable, prompt_index: Int[Tensor, "N"]) -> Bool[Tensor, "N"]:
     """Whether the answer's group has two scored answers of different reward; without, nothing can be learnt from it."""
     return Groups(rewards.total()[:, None], prompt_index).varies[:, 0]
+
+
+def gae(
+    values: Float[Tensor, "N T"],
+    rewards: Float[Tensor, "N T"],
+    mask: Bool[Tensor, "N T"],
+    *,
+    gamma: float,
+    lam: float | Float[Tensor, "N"],
+    bootstrap: Float[Tensor, "N 1"] | None = None,
+) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N T"]]:
+    """Generalised advantage estimation over the trained tokens of each answer.
+
+        delta_t = r_t + gamma V_{t+1} - V_t,   A_t = delta_t + gamma lam A_{t+1},   returns = A + V
+
+    t + 1 is the next trained token: tokens between turns that nobody chose are passed over.
+
+    Args:
+        values: (N, T) the critic's estimate before each token.
+        rewards: (N, T) of single tokens, KL included, the answer's own at its last trained token.
+        mask: (N, T) the trained tokens; nothing is read outside of it, and both results are 0 there.
+        gamma: discount of a token.
+        lam: 1 trusts the rewards, 0 the critic; (N,) for one that depends on the answer's length.
+        bootstrap: (N, 1) the value after the last token, for answers that were cut; None or 0: they ended.
+
+    Returns:
+        advantages and returns, without gradient.
+
+    Source: GAE (1506.02438) eq. 16; lam by length: VAPO (2504.05118) section 4.1.
+    """
+    values, rewards = (torch.where(mask, t.detach(), torch.zeros_like(t)) for t in (values, rewards))
+    next_value = values.new_zeros(len(values)) if bootstrap is None else bootstrap.detach().squeeze(1)
+    next_advantage = torch.zeros_like(next_value)
+    columns: list[Tensor] = []
+    for t in reversed(range(values.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]  # (N,)
+        next_advantage = torch.where(mask[:, t], delta + gamma * lam * next_advantage, next_advantage)
+        next_value = torch.where(mask[:, t], values[:, t], next_value)
+        columns.append(next_advantage)
+    advantages = torch.where(mask, torch.stack(columns[::-1], 1), torch.zeros_like(values))
+    return advantages, advantages + values
+
+
+def whiten(
+    values: Float[Tensor, "N T"], mask: Bool[Tensor, "N T"], *, shift_mean: bool = True, eps: float = 1e-8
+) -> Float[Tensor, "N T"]:
+    """Values of mean 0 and variance 1 over the trained tokens of the round; 0 elsewhere, and all 0 if they are equal.
+
+        (x - mean) / sqrt(var + eps),   + mean if not `shift_mean`;   var is unbiased
+
+    Source: whitening of advantages in PPO for language models, TRL's `masked_whiten`.
+    """
+    count = mask.sum()
+    mean = torch.where(mask, values, 0.0).sum() / count.clamp(min=1)
+    centered = torch.where(mask, values - mean, 0.0)  # (N, T)
+    variance = (centered**2).sum() / (count - 1).clamp(min=1)
+    scaled = centered * torch.rsqrt(variance + eps)
+    return scaled if shift_mean else scaled + torch.where(mask, mean, 0.0)

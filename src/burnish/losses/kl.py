@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from burnish.types import RewardTable
 
-LARGEST_EXPONENT = 80.0  # exp of it is a float32, with room for a sum over tokens
+LARGEST_EXPONENT = 40.0  # the product of two such exponentials is still a float32
 
 kl_estimators: Table[..., Tensor] = Table("KL estimator")
 kl_estimator = kl_estimators.register
