@@ -53,6 +53,23 @@ EXPLANATIONS: dict[str, str] = {
     "samples_per_second": "Rows of the data set per second of runtime.",
     "steps_per_second": "Optimizer steps, or batches of an evaluation, per second of runtime.",
     "total_flos": "Floating-point operations so far: six per parameter and token, padding included.",
+    "clip_ratio/low_mean": "Share of trained tokens (answers, for ratios of sequences) without gradient: bad, and "
+    "already less likely than the clip allows. 0 while rounds are fresh.",
+    "clip_ratio/high_mean": "The same for good tokens that are already more likely than the clip allows.",
+    "clip_ratio/region_mean": "Share of trained tokens, or answers, that the clip leaves without gradient, either way.",
+    "cispo_clip_ratio": "Share of trained tokens whose weight is capped; they keep their gradient.",
+    "vespo/phi_seq_mean": "Mean weight of an answer's gradient; 1 on policy, towards 0 far from the old policy.",
+    "val/clipfrac_avg": "Share of trained tokens where the critic has moved further than the clip allows.",
+    "sampling/sampling_logp_difference/mean": "Mean distance in nats between the engine's log-prob of a token and the "
+    "trainer's.",
+    "sampling/sampling_logp_difference/row_max": "The largest such distance in an answer, mean over answers.",
+    "sampling/importance_sampling_ratio/mean": "Mean weight that corrects for the engine, after its bounds.",
+    "sampling/dropped": "Share of trained tokens, or answers, that the correction leaves without weight.",
+    "sampling/truncated": "Share of trained tokens, or answers, whose weight is set to a bound.",
+    "sampling/unscored": "Share of trained tokens that the engine gave no log-prob for; they are not corrected.",
+    "sampling/effective_sample_size": "What the weighted tokens, or answers, are worth, as a share of their number: "
+    "(sum of w)² / (n sum of w²).",
+    "loss/entropy": "Minus the mean entropy in nats, before its coefficient: the bonus as a loss.",
     "loss/aux_loss": "Load-balancing loss of a mixture of experts, before its coefficient.",
     "loss/": "One term of a loss with several, before its weight: the mean over that term's own unit.",
 }
@@ -101,6 +118,7 @@ class Estimate:
         return cls(mean, weight, standard_error, squares / weight)
 
 
+WEIGHTS = {"sampling/effective_sample_size": "sampling/importance_sampling_ratio/mean"}
 CORRELATIONS = {"length_margin_correlation": ("length_difference", "rewards/margins", "_length_difference_x_margins")}
 
 
@@ -117,7 +135,15 @@ def shown(estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
             correlation = _correlation(first, second, product)
             if not math.isnan(correlation):
                 known[name] = Estimate(correlation, product.weight, math.nan)
+    for name, weights in WEIGHTS.items():
+        if weights in known:
+            known[name] = Estimate(_effective_share(known[weights]), known[weights].weight, math.nan)
     return known
+
+
+def _effective_share(weights: Estimate) -> float:
+    """(sum of w)² / (n sum of w²); 0 if all are 0."""
+    return weights.mean**2 / weights.mean_square if weights.mean_square > 0 else 0.0
 
 
 def _correlation(first: Estimate, second: Estimate, product: Estimate) -> float:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from burnish.types import Term
 
 if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
     from burnish.types import TokenStats
 
 
@@ -23,3 +28,21 @@ def load_balancing(stats: TokenStats, *, coefficient: float) -> tuple[Term, ...]
         return ()
     losses = stats.aux_loss.expand(stats.logps.shape)  # (N, T): each token carries the micro-batch's value
     return (Term(name="aux_loss", losses=losses, per="token", coefficient=coefficient),)
+
+
+def entropy_bonus(
+    entropy: Float[Tensor, "N T"], *, coefficient: float, keep: Bool[Tensor, "N T"] | None = None
+) -> Term:
+    """A reward for staying undecided: minus the mean entropy of the trained tokens.
+
+    loss = -coefficient x mean over tokens of H
+
+    Args:
+        entropy: nats, with gradient.
+        coefficient: its weight; may be 0, so that the entropy is logged and the term keeps its place.
+        keep: the tokens that the bonus acts on, those of the policy loss say; the mean is over all trained ones.
+
+    Source: Williams & Peng (1991); for language models Skywork-OR1 (2505.22312) section 4.
+    """
+    losses = -entropy if keep is None else torch.where(keep, -entropy, torch.zeros_like(entropy))
+    return Term(name="entropy", losses=losses, per="token", coefficient=coefficient)
