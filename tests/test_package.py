@@ -43,7 +43,7 @@ def test_public_names_are_sorted_and_unique():
 
 def test_a_name_that_is_not_there():
     with pytest.raises(
-        AttributeError, match=r"module 'burnish' has no attribute 'DPOTrianer'; public names: DPOConfig"
+        AttributeError, match=r"module 'burnish' has no attribute 'DPOTrianer'; public names: Completion, DPOConfig"
     ):
         _ = burnish.DPOTrianer
 

@@ -23,6 +23,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 from losses_table import divergences_table, losses_table
+from policy_tables import advantages_table, aggregations_table, importance_table, kl_table, policy_losses_table
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback, TrainingArguments
 
@@ -325,6 +326,11 @@ FLOW: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
 TABLES: dict[str, Callable[[], str]] = {
     "losses": losses_table,
     "divergences": divergences_table,
+    "policy-losses": policy_losses_table,
+    "aggregations": aggregations_table,
+    "advantages": advantages_table,
+    "kl": kl_table,
+    "importance": importance_table,
     "metrics": metrics_table,
     "trl-fields": trl_fields_table,
     "own-fields": own_fields_table,

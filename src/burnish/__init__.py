@@ -6,46 +6,78 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from burnish.advantages import advantage
+    from burnish.losses.kl import kl_estimator
+    from burnish.losses.policy import policy_loss
     from burnish.losses.preference import preference_loss
     from burnish.models.forward import forward
     from burnish.trainers.base import PolicyTrainer
     from burnish.trainers.config import PolicyConfig, arg
     from burnish.trainers.dpo import DPOConfig, DPOTrainer
-    from burnish.types import LossOutput, Mean, PairLogps, PreferenceBatch, Term, TokenBatch, TokenStats
+    from burnish.types import (
+        Completion,
+        LossOutput,
+        Mean,
+        PairLogps,
+        PolicyTokens,
+        PreferenceBatch,
+        RewardTable,
+        RolloutBatch,
+        Term,
+        TokenBatch,
+        TokenLoss,
+        TokenStats,
+    )
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "Completion": "burnish.types",
     "DPOConfig": "burnish.trainers.dpo",
     "DPOTrainer": "burnish.trainers.dpo",
     "LossOutput": "burnish.types",
     "Mean": "burnish.types",
     "PairLogps": "burnish.types",
     "PolicyConfig": "burnish.trainers.config",
+    "PolicyTokens": "burnish.types",
     "PolicyTrainer": "burnish.trainers.base",
     "PreferenceBatch": "burnish.types",
+    "RewardTable": "burnish.types",
+    "RolloutBatch": "burnish.types",
     "Term": "burnish.types",
     "TokenBatch": "burnish.types",
+    "TokenLoss": "burnish.types",
     "TokenStats": "burnish.types",
+    "advantage": "burnish.advantages",
     "arg": "burnish.trainers.config",
     "forward": "burnish.models.forward",
+    "kl_estimator": "burnish.losses.kl",
+    "policy_loss": "burnish.losses.policy",
     "preference_loss": "burnish.losses.preference",
 }
 
 __all__ = [
+    "Completion",
     "DPOConfig",
     "DPOTrainer",
     "LossOutput",
     "Mean",
     "PairLogps",
     "PolicyConfig",
+    "PolicyTokens",
     "PolicyTrainer",
     "PreferenceBatch",
+    "RewardTable",
+    "RolloutBatch",
     "Term",
     "TokenBatch",
+    "TokenLoss",
     "TokenStats",
+    "advantage",
     "arg",
     "forward",
+    "kl_estimator",
+    "policy_loss",
     "preference_loss",
 ]
 
