@@ -110,6 +110,13 @@ def test_effective_sample_size():
 
 
 @pytest.mark.parametrize("name", EVERY)
+def test_level(name):
+    """`sequence`: all tokens of an answer have one weight."""
+    weights = correct(name, clip_max=None).weights[0, :3]
+    assert bool((weights == weights[0]).all()) is (importance_corrections[name].facts["level"] == "sequence")
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_metrics_are_explained(name):
     assert set(correct(name).metrics) <= set(EXPLANATIONS)
     assert "weight = " in importance_corrections[name].function.__doc__

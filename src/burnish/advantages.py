@@ -78,7 +78,7 @@ def group(
     `none` is Dr. GRPO: dividing by the group's std makes prompts that are nearly always or nearly never solved count
     most. std is unbiased. True is `group` and False `none`.
 
-    Source: GRPO (2402.03300) section 4.1.2; `none`: Dr. GRPO (2503.20783) section 3.2; `batch`: 2508.08221.
+    Source: GRPO (2402.03300) section 4.1.2; `none`: Dr. GRPO (2503.20783); `batch`: Lite PPO (2508.08221).
 
     >>> import torch
     >>> from burnish.types import RewardTable
@@ -101,7 +101,7 @@ def rloo(rewards: RewardTable, prompt_index: Int[Tensor, "N"]) -> Float[Tensor, 
 
     The baseline does not depend on the answer itself, so that the gradient is unbiased.
 
-    Source: RLOO (2402.14740) section 2.
+    Source: RLOO (2402.14740).
     """
     groups = Groups(rewards.total()[:, None], prompt_index)
     return groups.centered * groups.count / (groups.count - 1).clamp(min=1)
@@ -310,7 +310,7 @@ def gae(
     Returns:
         advantages and returns, without gradient.
 
-    Source: GAE (1506.02438) eq. 16; lam by length: VAPO (2504.05118) section 4.1.
+    Source: GAE (1506.02438) eq. 16; lam by length: VAPO (2504.05118).
     """
     values, rewards = (torch.where(mask, t.detach(), torch.zeros_like(t)) for t in (values, rewards))
     next_value = values.new_zeros(len(values)) if bootstrap is None else bootstrap.detach().squeeze(1)

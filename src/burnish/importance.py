@@ -6,7 +6,9 @@ is kept in bounds: `truncate` sets what lies outside to the bound, `mask` to 0. 
 bounds soon; `sampling/dropped` shows how much of the round a mask takes out.
 
 Each row is a function (old_logps, sampler_logps, mask) -> `ImportanceWeights`, with hyper-parameters clip_max and
-clip_min; None is no bound. A token whose sampler log-prob is NaN, because the engine did not give one, has w = 1.
+clip_min; None is no bound. The fact `level` is `token` or `sequence`: with the latter every token of an answer has the
+answer's weight, which a loss that multiplies weights up itself (the fact `correction` = `inside`) cannot take. A token
+whose sampler log-prob is NaN, because the engine did not give one, has w = 1.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ class ImportanceWeights:
     metrics: Mapping[str, Float[Tensor, "N T1"]]
 
 
-importance_corrections: Table[..., ImportanceWeights] = Table("importance correction")
+importance_corrections: Table[..., ImportanceWeights] = Table("importance correction", level="token")
 importance_correction = importance_corrections.register
 
 
@@ -83,7 +85,7 @@ def token_mask(
     return _finish(weights, _mask(weights, clip_max, clip_min), gap, sampler_logps, mask)
 
 
-@importance_correction("sequence_truncate")
+@importance_correction("sequence_truncate", level="sequence")
 def sequence_truncate(
     old_logps: Float[Tensor, "N T"],
     sampler_logps: Float[Tensor, "N T"],
@@ -103,7 +105,7 @@ def sequence_truncate(
     return _finish(weights, _truncate(weights, clip_max, clip_min), gap, sampler_logps, mask)
 
 
-@importance_correction("sequence_mask")
+@importance_correction("sequence_mask", level="sequence")
 def sequence_mask(
     old_logps: Float[Tensor, "N T"],
     sampler_logps: Float[Tensor, "N T"],

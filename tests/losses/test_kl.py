@@ -112,6 +112,11 @@ def test_ratio_of_a_sequence_weights_each_of_its_tokens():
     torch.testing.assert_close(weighted, 2 * kl_loss(logps, ref_logps))
 
 
+def test_an_estimator_of_the_user_is_checked():
+    with pytest.raises(ValueError, match=r"returned shape \(\) for log-probs of shape \(1, 2\)"):
+        kl_loss(torch.zeros(1, 2), torch.zeros(1, 2), estimator=lambda logps, ref_logps: (logps - ref_logps).mean())
+
+
 def test_penalty_in_the_reward():
     """0.1 a nat: 1 - 0.1 (2 + 3) = 0.5. What nothing scored stays unscored, and tokens keep what they had."""
     table = RewardTable(

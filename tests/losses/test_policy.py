@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import inspect
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
 import torch
 
 from burnish.losses import aggregations, policy_losses, reduce_tokens
-from burnish.losses.policy import RATIO_LEVELS, apply_policy_loss, clip, ratio_level, with_ratio
+from burnish.losses.policy import RATIO_LEVELS, apply_policy_loss, check_policy_loss, clip, ratio_level, with_ratio
 from burnish.types import PolicyTokens, TokenLoss
 
 EVERY = sorted(policy_losses)
@@ -390,3 +390,58 @@ def test_facts_and_documentation(name):
     assert "loss = " in entry.function.__doc__
     assert "Source:" in entry.function.__doc__
     assert inspect.Parameter.empty not in entry.hyper_parameters.values()
+
+
+# A loss of the user, and the table with a configuration.
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_row_passes_the_check(name):
+    check_policy_loss(policy_losses[name])
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "message"),
+    [
+        (lambda tokens: -tokens.logps, TypeError, "returned Tensor: return TokenLoss"),
+        (lambda tokens: TokenLoss(losses=-tokens.logps.mean()), ValueError, r"losses of shape \(\)"),
+        (lambda tokens: TokenLoss(losses=-tokens.logps.sum(1)), ValueError, r"losses of shape \(2,\)"),
+        (lambda tokens: TokenLoss(losses=tokens.advantages), ValueError, "do not depend on the policy"),
+        (
+            lambda tokens: TokenLoss(losses=-tokens.logps, metrics={"share": torch.ones(3)}),
+            ValueError,
+            r"share of shape \(3,\)",
+        ),
+    ],
+)
+def test_a_loss_of_the_user_is_checked(function, error, message):
+    with pytest.raises(error, match=message):
+        check_policy_loss(policy_losses.entry(function))
+
+
+def test_a_loss_of_the_user_has_the_facts_of_the_table():
+    def mine(tokens):
+        return TokenLoss(losses=-tokens.required_log_ratio * tokens.advantages)
+
+    entry = policy_losses.entry(mine)
+    check_policy_loss(entry, "sequence")
+    assert (entry.facts["ratio"], entry.facts["aggregation"]) == ("token", "token_mean")
+
+
+@dataclass
+class Options:
+    epsilon: float = 0.2
+    epsilon_high: float | None = None
+    delta: float | None = None
+    sapo_temperature_pos: float = 1.0
+
+
+def test_options_come_from_the_configuration():
+    (entry,) = policy_losses.bind(["dapo"], Options(epsilon_high=0.28))
+    losses = apply_policy_loss(entry, make_tokens([[1.5]], [[1.0]])).losses
+    assert losses.item() == pytest.approx(-1.28)
+
+
+def test_an_option_that_the_loss_does_not_read_is_an_error():
+    with pytest.raises(ValueError, match=r"delta=3.0 is set, but the policy loss \['cispo'\] does not read it"):
+        policy_losses.bind(["cispo"], Options(delta=3.0))

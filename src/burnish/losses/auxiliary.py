@@ -42,7 +42,7 @@ def entropy_bonus(
         coefficient: its weight; may be 0, so that the entropy is logged and the term keeps its place.
         keep: the tokens that the bonus acts on, those of the policy loss say; the mean is over all trained ones.
 
-    Source: Williams & Peng (1991); for language models Skywork-OR1 (2505.22312) section 4.
+    Source: Williams & Peng (1991); for language models Skywork-OR1 (2505.22312).
     """
     losses = -entropy if keep is None else torch.where(keep, -entropy, torch.zeros_like(entropy))
     return Term(name="entropy", losses=losses, per="token", coefficient=coefficient)

@@ -103,9 +103,17 @@ def kl_loss(
         log_ratio: log r, (N, T) or (N, 1), with gradient: the estimate is corrected for the old policy having drawn the
             tokens, and its gradient becomes that of its mean (`use_bias_correction_kl`).
 
-    Source: DeepSeek-V3.2 (2512.02556) section 3.1, unbiased KL estimate.
+    Raises:
+        ValueError: the estimator has not one number for each token.
+
+    Source: DeepSeek-V3.2 (2512.02556) eq. 7, unbiased KL estimate.
     """
     estimate = estimator(logps, ref_logps)
+    if estimate.shape != logps.shape:
+        raise ValueError(
+            f"the KL estimator {estimator!r} returned shape {tuple(estimate.shape)} for log-probs of shape "
+            f"{tuple(logps.shape)}: return one number for each token, not a sum or a mean"
+        )
     return estimate if log_ratio is None else estimate * log_ratio.clamp(max=LARGEST_EXPONENT).exp()
 
 
@@ -123,7 +131,7 @@ def with_kl_penalty(
         mask: (N, T) the trained tokens.
         coefficient: nats are worth that much reward.
 
-    Source: RLHF (1909.08593) eq. 2; per token: PPO for language models (2203.02155) appendix C.
+    Source: RLHF (1909.08593) eq. 2; per token: InstructGPT (2203.02155) section 3.5.
     """
     per_token = torch.where(mask, kl.detach().to(rewards.rewards.dtype), 0.0)  # (N, T)
     column = torch.where(rewards.scored.any(1), per_token.sum(1), torch.nan)  # (N,)

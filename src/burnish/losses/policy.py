@@ -17,20 +17,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from burnish.losses.kl import LARGEST_EXPONENT
 from burnish.registry import Table
-from burnish.types import TokenLoss
+from burnish.types import PolicyTokens, TokenLoss
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
 
     from burnish.registry import Entry
-    from burnish.types import PolicyTokens
 
 RATIO_LEVELS = ("token", "sequence", "sequence_token")
 
@@ -117,6 +116,46 @@ def apply_policy_loss(
     return replace(result, losses=losses)
 
 
+def check_policy_loss(entry: Entry[Any, TokenLoss], importance_sampling_level: str | None = None) -> None:
+    """Call a row on two answers, so that a wrong option or result is found before a model is loaded.
+
+    Args:
+        entry: a row of the table, its hyper-parameters bound.
+        importance_sampling_level: a ratio other than the row's own.
+
+    Raises:
+        ValueError: the ratio is not the row's, the losses or metrics are no number a token or answer, or the losses
+            do not depend on the policy.
+        TypeError: the result is no `TokenLoss`.
+    """
+    logps = torch.full((2, 3), -1.0, requires_grad=True)
+    tokens = PolicyTokens(
+        logps=logps,
+        old_logps=torch.full((2, 3), -1.0),
+        advantages=torch.tensor([[1.0], [-1.0]]),
+        mask=torch.tensor([[True, True, True], [True, True, False]]),
+        entropy=torch.ones(2, 3),
+    )
+    tokens = with_ratio(tokens, ratio_level(entry, importance_sampling_level))
+    result = cast("object", entry.function(tokens))  # of the user: it may be anything
+    if not isinstance(result, TokenLoss):
+        raise TypeError(
+            f"the policy loss {entry.name!r} returned {type(result).__name__}: "
+            "return TokenLoss(losses=..., metrics=...)"
+        )
+    for name, values in {"losses": result.losses, **result.metrics}.items():
+        if values.shape not in ((2, 3), (2, 1)):
+            raise ValueError(
+                f"the policy loss {entry.name!r} returned {name} of shape {tuple(values.shape)} for two answers of up "
+                "to three tokens: return (N, T), one number a token, or (N, 1), one an answer, not a sum or a mean"
+            )
+    if not result.losses.requires_grad:
+        raise ValueError(
+            f"the losses of the policy loss {entry.name!r} do not depend on the policy: compute them from `logps` or "
+            "`log_ratio`, which have a gradient"
+        )
+
+
 def exp_ratio(log_ratio: Float[Tensor, "N T1"]) -> Float[Tensor, "N T1"]:
     """r = exp(log_ratio), bounded where float32 would overflow."""
     return log_ratio.clamp(max=LARGEST_EXPONENT).exp()
@@ -159,8 +198,8 @@ def clip(
     Raises:
         ValueError: `epsilon` is negative, or `delta` lies inside the interval.
 
-    Source: PPO (1707.06347) eq. 7; `epsilon_high`: DAPO (2503.14476) eq. 8; `delta`: INTELLECT-2 (2505.07291) eq. 3;
-    the sum over tokens of a sequence ratio: LUSPO (2602.05261).
+    Source: PPO (1707.06347) eq. 7; `epsilon_high`: DAPO (2503.14476) eq. 8; `delta`: INTELLECT-2 (2505.07291) section
+    4.1; the sum over tokens of a sequence ratio: LUSPO (2602.05261).
 
     >>> import torch
     >>> from burnish.types import PolicyTokens
@@ -189,7 +228,7 @@ def dual_clip(
 
     For c > 1 + h, as required, this is `clip` with delta = c.
 
-    Source: dual-clip PPO (1912.09729) eq. 5.
+    Source: dual-clip PPO (1912.09729).
     """
     return clip(tokens, epsilon=epsilon, epsilon_high=epsilon_high, delta=dual_clip_c)
 

@@ -78,7 +78,7 @@ def seq_mean_token_sum(
 ) -> Float[Tensor, "N"]:
     """The mean over answers of the sum over their tokens: the whole answer is one action.
 
-    Source: REINFORCE for language models (2402.14740) section 2.
+    Source: REINFORCE for language models (2402.14740).
     """
     del mask, max_completion_length
     return losses.sum(1)
@@ -93,7 +93,7 @@ def token_sum_norm(
     Raises:
         ValueError: `max_completion_length` is not given.
 
-    Source: Dr. GRPO (2503.20783) section 3.2.
+    Source: Dr. GRPO (2503.20783).
     """
     del mask
     if not max_completion_length:

@@ -25,7 +25,7 @@ def entropy_threshold(entropies: Float[Tensor, "K"], *, top_entropy_quantile: fl
     Raises:
         ValueError: the share lies outside (0, 1].
 
-    Source: "Beyond the 80/20 rule" (2506.01939) eq. 5.
+    Source: "Beyond the 80/20 rule" (2506.01939).
 
     >>> import torch
     >>> entropy_threshold(torch.tensor([0.1, 3.0, 2.0, 0.2, 0.3]), top_entropy_quantile=0.4)

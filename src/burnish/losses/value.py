@@ -33,7 +33,7 @@ def value_loss(
     Returns:
         losses (N, T) per token, to be averaged over trained tokens; metric `val/clipfrac_avg` as a 0/1 tensor.
 
-    Source: PPO's authors' code; Engstrom et al. (2005.12729) section 3, value function clipping.
+    Source: PPO's authors' code; Engstrom et al. (2005.12729), value function clipping.
 
     >>> import torch
     >>> value_loss(torch.tensor([[3.0]]), torch.tensor([[1.0]]), torch.tensor([[2.0]]), cliprange_value=0.5).losses

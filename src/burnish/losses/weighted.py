@@ -49,7 +49,7 @@ def sapo(tokens: PolicyTokens, *, sapo_temperature_pos: float = 1.0, sapo_temper
 
     At r = 1 its gradient is that of r A. A larger tau fades faster.
 
-    Source: SAPO (2511.20347) eq. 5 and 6.
+    Source: SAPO (2511.20347), soft gates.
     """
     if sapo_temperature_pos <= 0 or sapo_temperature_neg <= 0:
         raise ValueError(
@@ -107,7 +107,7 @@ def gmpo(tokens: PolicyTokens, *, epsilon: float = 0.2, epsilon_high: float | No
     `epsilon_high` None is `epsilon`. The loss is one number an answer. With one advantage a token, the sign of each is
     its own, and the number is that of the answer times A.
 
-    Source: GMPO (2507.20673) eq. 4.
+    Source: GMPO (2507.20673).
     """
     high = epsilon if epsilon_high is None else epsilon_high
     advantages, log_ratio = tokens.advantages, tokens.required_log_ratio  # (N, T)
@@ -127,6 +127,6 @@ def reinforce(tokens: PolicyTokens) -> TokenLoss:
 
     With `rloo` advantages and k1 in the reward it is RLOO.
 
-    Source: REINFORCE for language models (2402.14740) section 2.
+    Source: REINFORCE for language models (2402.14740).
     """
     return TokenLoss(losses=-tokens.advantages * tokens.logps)

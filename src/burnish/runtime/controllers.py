@@ -27,7 +27,7 @@ class AdaptiveEntropy:
     Raises:
         ValueError: the bounds are the wrong way round, or `initial` lies outside, or `delta` is negative.
 
-    Source: Skywork-OR1 (2505.22312) section 4, adaptive entropy control.
+    Source: Skywork-OR1 (2505.22312), adaptive entropy control.
     """
 
     def __init__(self, *, initial: float, smallest: float, largest: float, delta: float, target: float) -> None:
