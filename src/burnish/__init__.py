@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from burnish.advantages import advantage
+    from burnish.generation.base import Generator, Prompt, SamplingParams
+    from burnish.generation.native import NativeGenerator
     from burnish.losses.kl import kl_estimator
     from burnish.losses.policy import policy_loss
     from burnish.losses.preference import preference_loss
@@ -35,15 +37,19 @@ _HOME = {
     "Completion": "burnish.types",
     "DPOConfig": "burnish.trainers.dpo",
     "DPOTrainer": "burnish.trainers.dpo",
+    "Generator": "burnish.generation.base",
     "LossOutput": "burnish.types",
     "Mean": "burnish.types",
+    "NativeGenerator": "burnish.generation.native",
     "PairLogps": "burnish.types",
     "PolicyConfig": "burnish.trainers.config",
     "PolicyTokens": "burnish.types",
     "PolicyTrainer": "burnish.trainers.base",
     "PreferenceBatch": "burnish.types",
+    "Prompt": "burnish.generation.base",
     "RewardTable": "burnish.types",
     "RolloutBatch": "burnish.types",
+    "SamplingParams": "burnish.generation.base",
     "Term": "burnish.types",
     "TokenBatch": "burnish.types",
     "TokenLoss": "burnish.types",
@@ -60,15 +66,19 @@ __all__ = [
     "Completion",
     "DPOConfig",
     "DPOTrainer",
+    "Generator",
     "LossOutput",
     "Mean",
+    "NativeGenerator",
     "PairLogps",
     "PolicyConfig",
     "PolicyTokens",
     "PolicyTrainer",
     "PreferenceBatch",
+    "Prompt",
     "RewardTable",
     "RolloutBatch",
+    "SamplingParams",
     "Term",
     "TokenBatch",
     "TokenLoss",
