@@ -84,6 +84,7 @@ def next_logits(
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        return_dict=True,
     )
     return outputs.logits[:, -1]
 

@@ -65,7 +65,7 @@ class NativeGenerator:
                 raise ValueError(f"NativeGenerator: {name}={value}; allowed: 1 or more.")
         self.pad_token_id, self.tokenizer = pad_token_id, tokenizer
         self.max_rows, self.max_batch_tokens = max_rows, max_batch_tokens
-        self._is_checked = False
+        self._checked: type | None = None
         self.update_policy(model, version=0)
 
     def update_policy(self, model: nn.Module, *, version: int) -> None:
@@ -87,9 +87,9 @@ class NativeGenerator:
         self._check(prompts, params, num_samples)
         found: dict[Row, Completion] = {}
         with evaluation_mode(self.model):
-            if prompts and not self._is_checked:
+            if prompts and self._checked is not type(self.model):
                 check_cache(self.model)
-                self._is_checked = True
+                self._checked = type(self.model)
             for rows in self._batches(prompts, params, num_samples):
                 keys = [prompts[row.prompt].key for row in rows]
                 noise = streams(seed, round_index, keys, [row.sample for row in rows])

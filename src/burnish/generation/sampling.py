@@ -82,13 +82,14 @@ def draw_tokens(
     if not params.is_greedy:
         logits = logits / params.temperature
     kept = _filter(logits, params, position)  # (R, V)
-    everything = _logsumexp(logits)  # (R,)
-    if params.is_greedy:
-        tokens = kept.argmax(1)
-        return Draw(tokens, _at(logits, tokens) - everything, torch.ones_like(everything))
-    normaliser = everything if kept is logits else _logsumexp(kept)
-    tokens = inverse_cdf((kept - normaliser[:, None]).exp(), uniforms)
-    return Draw(tokens, _at(kept, tokens) - normaliser, (normaliser - everything).exp().clamp(max=1.0))
+    normaliser = _logsumexp(logits)  # (R,)
+    probs = None if params.is_greedy else kept.softmax(1)  # (R, V); exp is slow where the logit is -inf
+    tokens = kept.argmax(1) if probs is None else inverse_cdf(probs, uniforms)
+    logps = _at(logits, tokens) - normaliser
+    if probs is None or kept is logits:
+        return Draw(tokens, logps, torch.ones_like(logps))
+    kept_logps = _at(probs, tokens).log()
+    return Draw(tokens, kept_logps, (logps - kept_logps).exp().clamp(max=1.0))
 
 
 def inverse_cdf(probs: Float[Tensor, "R V"], uniforms: Float[Tensor, "R"]) -> Int[Tensor, "R"]:

@@ -1,0 +1,445 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from burnish import Completion, NativeGenerator, Prompt, SamplingParams, TokenBatch, forward
+from burnish.generation import native
+from burnish.models.forward import install_forward
+from conftest import make_model
+
+PROMPTS = [[5], [6, 7, 8, 9, 10, 11, 12], [20, 21, 22], [9] * 12]
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 8}
+EAGER = {"attn_implementation": "eager"}
+FAMILIES = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "mistral": {"sliding_window": 8},
+    "gemma2": {**GEMMA, "final_logit_softcapping": 3.0, "attn_logit_softcapping": 5.0, **EAGER},
+    "gemma3_text": {**GEMMA, "layer_types": ["sliding_attention", "full_attention"]},
+    "phi3": {},
+    "granite": {"logits_scaling": 4.0},
+    "cohere2": {"logit_scale": 0.125, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    "olmo2": {},
+    "smollm3": {},
+    "gpt2": {},
+    "gpt_oss": {
+        "head_dim": 8,
+        "sliding_window": 8,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "qwen3_next": {
+        "head_dim": 8,
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+    },
+    "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8},
+}
+
+
+def make_family(kind: str):
+    """A random model whose norms and biases are random too."""
+    torch.manual_seed(0)
+    settings = {**SMALL, **FAMILIES[kind]}
+    attention = settings.pop("attn_implementation", None)
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**settings), attn_implementation=attention).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def make_prompts(prompts: list[list[int]] = PROMPTS) -> list[Prompt]:
+    return [Prompt(ids=torch.tensor(ids), key=100 + number) for number, ids in enumerate(prompts)]
+
+
+def make_params(**settings) -> SamplingParams:
+    return SamplingParams(**{"max_new_tokens": 12, "end_token_ids": (2,), **settings})
+
+
+def answer(model, prompts=None, *, num_samples=3, seed=0, round_index=0, generator=None, **settings):
+    generator = generator or NativeGenerator(model, pad_token_id=0)
+    prompts = make_prompts() if prompts is None else prompts
+    return generator.generate(
+        prompts, make_params(**settings), num_samples=num_samples, seed=seed, round_index=round_index
+    )
+
+
+def ids_of(completions: list[Completion]) -> list[list[int]]:
+    return [completion.token_ids.tolist() for completion in completions]
+
+
+@torch.no_grad()
+def own_logits(model, completion: Completion) -> torch.Tensor:
+    """(t, V) before each token: one plain forward over prompt and answer, no padding, no cache."""
+    text = torch.cat([completion.prompt_ids, completion.token_ids])[None]
+    return model(input_ids=text, use_cache=False).logits[0, len(completion.prompt_ids) - 1 : -1].double()
+
+
+def own_logps(model, completion: Completion, temperature: float = 1.0) -> torch.Tensor:
+    log_probs = (own_logits(model, completion) / temperature).log_softmax(1)
+    return log_probs.gather(1, completion.token_ids[:, None]).squeeze(1).float()
+
+
+# The answers are the model's.
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_families(kind):
+    """Log-probs are those of a plain forward, past the sliding windows too, and every row is as if it were alone."""
+    model = make_family(kind)
+    completions = answer(model)
+    assert len(completions) == 12
+    assert len({tuple(ids) for ids in ids_of(completions)}) == 12
+    assert max(map(len, completions)) == 12
+    for completion in completions:
+        torch.testing.assert_close(completion.logps, own_logps(model, completion), rtol=1e-4, atol=1e-4)
+    alone = [one for prompt in make_prompts() for one in answer(model, [prompt])]
+    assert share_of_equal_tokens(completions, alone) >= 0.99
+
+
+def share_of_equal_tokens(left: list[Completion], right: list[Completion]) -> float:
+    pairs = list(zip(ids_of(left), ids_of(right), strict=True))
+    return sum(a == b for one, other in pairs for a, b in zip(one, other, strict=False)) / sum(
+        max(len(one), len(other)) for one, other in pairs
+    )
+
+
+def test_first_tokens_follow_the_softmax(model):
+    """Pearson's chi-square of 6,000 answers of one token against the model's own softmax."""
+    prompts = make_prompts([[6, 7, 8], [9]])
+    completions = answer(model, prompts, num_samples=3000, max_new_tokens=1)
+    for number, prompt in enumerate(prompts):
+        tokens = torch.cat([one.token_ids for one in completions[number * 3000 : (number + 1) * 3000]])
+        probs = model(input_ids=prompt.ids[None]).logits[0, -1].detach().double().softmax(0)
+        often = probs * 3000 >= 5
+        observed = tokens.bincount(minlength=len(probs)).double()
+        observed = torch.cat([observed[often], observed[~often].sum()[None]])
+        expected = 3000 * torch.cat([probs[often], probs[~often].sum()[None]])
+        freedom = len(expected) - 1
+        assert freedom > 50
+        assert ((observed - expected).square() / expected).sum() < freedom + 5 * math.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": 0.7}, {"temperature": 1.5, "top_k": 20, "top_p": 0.9, "min_p": 0.02, "min_new_tokens": 4}],
+)
+def test_log_probs_under_temperature_and_filters(model, settings):
+    """logps + log(kept_mass) is the log-prob under softmax(logits / temperature)."""
+    for completion in answer(model, **settings):
+        expected = own_logps(model, completion, settings["temperature"])
+        torch.testing.assert_close(completion.logps + completion.kept_mass.log(), expected, rtol=1e-4, atol=1e-4)
+        assert bool((completion.kept_mass < 1).any()) == ("top_k" in settings)
+        assert completion.kept_mass.max() <= 1
+
+
+def test_the_one_forward_gives_the_same_log_probs(model):
+    """Scored again with burnish.forward, in another layout."""
+    install_forward(model)
+    completions = answer(model)
+    width = max(map(len, completions))
+    ids, mask = torch.zeros(12, width, dtype=torch.int64), torch.zeros(12, width, dtype=torch.bool)
+    for row, completion in enumerate(completions):
+        ids[row, : len(completion)], mask[row, : len(completion)] = completion.token_ids, True
+    longest = max(map(len, PROMPTS))
+    batch = TokenBatch(
+        prompt_ids=torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in PROMPTS]),
+        prompt_mask=torch.tensor(
+            [[column >= longest - len(prompt) for column in range(longest)] for prompt in PROMPTS]
+        ),
+        completion_ids=ids,
+        completion_mask=mask,
+        loss_mask=mask,
+        prompt_index=torch.arange(4).repeat_interleave(3),
+        row_id=torch.arange(12),
+    )
+    logps = forward(model, batch).logps.detach()
+    torch.testing.assert_close(torch.cat([c.logps for c in completions]), logps[mask], rtol=1e-4, atol=1e-4)
+
+
+def test_the_likeliest_tokens(model):
+    for completion in answer(model, num_samples=1, temperature=0):
+        logits = own_logits(model, completion)
+        assert torch.equal(completion.token_ids, logits.argmax(1))
+        torch.testing.assert_close(completion.logps, own_logps(model, completion), rtol=1e-4, atol=1e-4)
+        assert completion.kept_mass.tolist() == [1] * len(completion)
+
+
+def test_repetition_penalty_covers_prompt_and_answer(model):
+    """A penalty that leaves nothing: no token comes twice, nor one of the prompt; padding is not penalised."""
+    for completion in answer(model, num_samples=2, repetition_penalty=1e6, temperature=0, end_token_ids=()):
+        text = completion.prompt_ids.unique().tolist() + completion.token_ids.tolist()
+        assert len(set(text)) == len(text)
+
+
+def test_the_models_own_generation_defaults_are_not_applied(model):
+    """Near-greedy defaults, as some models ship them, change nothing; nor does a limit of length or a ban."""
+    before = answer(model)
+    for name, value in {"temperature": 0.1, "top_k": 1, "max_new_tokens": 2, "repetition_penalty": 9.0}.items():
+        setattr(model.generation_config, name, value)
+    model.generation_config.suppress_tokens = list(range(3, 200))
+    assert ids_of(answer(model)) == ids_of(before)
+
+
+# Randomness.
+
+
+def test_a_round_can_be_made_again_and_no_two_are_alike(model):
+    first = ids_of(answer(model))
+    torch.manual_seed(99)
+    assert ids_of(answer(model)) == first
+    for other in ({"seed": 1}, {"round_index": 1}):
+        assert not [one for one, two in zip(ids_of(answer(model, **other)), first, strict=True) if one == two]
+
+
+def test_the_key_decides_not_the_place(model):
+    prompts = make_prompts([[5, 6]] * 4)
+    completions = ids_of(answer(model, prompts, num_samples=2))
+    assert len({tuple(ids) for ids in completions}) == 8
+    backwards = ids_of(answer(model, prompts[::-1], num_samples=2))
+    assert [backwards[6:], backwards[:2]] == [completions[:2], completions[6:]]
+    same_key = [Prompt(ids=prompt.ids, key=7) for prompt in prompts]
+    assert len({tuple(ids) for ids in ids_of(answer(model, same_key, num_samples=1))}) == 1
+
+
+def test_torchs_own_random_numbers_are_left_alone(model):
+    before = torch.get_rng_state()
+    answer(model)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "bounds", [{"max_rows": 1}, {"max_rows": 5}, {"max_batch_tokens": 60}, {"max_batch_tokens": 1}]
+)
+def test_batches_change_nothing(model, bounds):
+    generator = NativeGenerator(model, pad_token_id=0, **bounds)
+    completions = answer(model, generator=generator)
+    assert [c.prompt_ids.tolist() for c in completions] == [ids for ids in PROMPTS for _ in range(3)]
+    assert share_of_equal_tokens(completions, answer(model)) >= 0.99
+
+
+def test_batches_keep_their_bounds(model, monkeypatch):
+    """No batch is larger than it may be; a row that is too long alone is a batch of its own."""
+    generator = NativeGenerator(model, pad_token_id=0, max_rows=4, max_batch_tokens=48)
+    sizes = []
+    decode = generator._answer
+
+    def record(prompts, *rest):
+        sizes.append((len(prompts), len(prompts) * (12 + max(len(prompt.ids) for prompt in prompts))))
+        return decode(prompts, *rest)
+
+    monkeypatch.setattr(generator, "_answer", record)
+    answer(model, make_prompts([*PROMPTS, [3] * 40]), generator=generator)
+    assert sum(rows for rows, _ in sizes) == 15
+    assert all(tokens <= 48 or rows == 1 for rows, tokens in sizes)
+    assert max(rows for rows, _ in sizes) == 3
+
+
+# Work.
+
+
+class Counted:
+    """Counts the tokens and rows of each call of a model's forward."""
+
+    def __init__(self, model, monkeypatch):
+        self.shapes = []
+        own = model.forward
+
+        def counting(*args, **kwargs):
+            self.shapes.append(tuple(kwargs["input_ids"].shape))
+            return own(*args, **kwargs)
+
+        monkeypatch.setattr(model, "forward", counting)
+
+
+def test_each_prompt_is_run_once_and_rows_that_ended_leave(model, monkeypatch):
+    generator = NativeGenerator(model, pad_token_id=0)
+    answer(model, generator=generator, max_new_tokens=1)  # the check of the cache is behind
+    counted = Counted(model, monkeypatch)
+    ends = tuple(range(2, 40))
+    completions = answer(model, generator=generator, num_samples=8, end_token_ids=ends)
+    prefill, *steps = counted.shapes
+    assert prefill == (4, 12)
+    assert {columns for _, columns in steps} == {1}
+    rows = [count for count, _ in steps]
+    assert rows == sorted(rows, reverse=True)
+    longest = [sum(len(completion) > step for completion in completions) for step in range(1, 12)]
+    assert len(rows) == sum(count > 0 for count in longest)  # and none after the last one ended
+    for live, decoded in zip(longest, rows, strict=False):
+        assert live <= decoded <= max(live / (1 - native.MIN_ENDED_SHARE), live)
+
+
+def test_all_ended_at_once_is_one_call(model, monkeypatch):
+    generator = NativeGenerator(model, pad_token_id=0)
+    answer(model, generator=generator, max_new_tokens=1)
+    counted = Counted(model, monkeypatch)
+    completions = answer(model, generator=generator, end_token_ids=tuple(range(259)))
+    assert counted.shapes == [(4, 12)]
+    assert [(len(c), c.finish_reason) for c in completions] == [(1, "stop")] * 12
+
+
+# Where answers end.
+
+
+def test_every_end_token_ends(model):
+    """Each of several, once and last; what has none of them is as long as allowed."""
+    ends = tuple(range(30, 60))
+    completions = answer(model, num_samples=16, end_token_ids=ends)
+    reasons = {"stop": 0, "length": 0}
+    for completion in completions:
+        reasons[completion.finish_reason] += 1
+        is_end = [token in ends for token in completion.token_ids.tolist()]
+        assert is_end == [False] * (len(completion) - 1) + [completion.finish_reason == "stop"]
+        assert completion.finish_reason == "stop" or len(completion) == 12
+    assert min(reasons.values()) >= 5
+    assert len({completion.token_ids[-1].item() for completion in completions}) > 10
+
+
+def test_answers_without_an_end_token(model):
+    assert {(len(c), c.finish_reason) for c in answer(model, end_token_ids=())} == {(12, "length")}
+
+
+def test_min_new_tokens(model):
+    ends = tuple(range(30, 250))
+    free = answer(model, num_samples=16, end_token_ids=ends)
+    bound = answer(model, num_samples=16, end_token_ids=ends, min_new_tokens=5)
+    assert min(map(len, free)) < 5
+    assert min(map(len, bound)) == 6  # five that are no end, and the end
+    assert all(token not in ends for c in bound for token in c.token_ids[:5].tolist())
+
+
+def test_stop_strings_over_the_borders_of_tokens(model, tokenizer):
+    """Of two bytes each, so of two tokens; the answer is kept up to the token that completes one."""
+    texts = [tokenizer.decode(ids) for ids in ids_of(answer(model, num_samples=8, end_token_ids=()))]
+    stops = tuple({text[5:7] for text in texts[:6]})
+    generator = NativeGenerator(model, pad_token_id=0, tokenizer=tokenizer)
+    completions = answer(model, num_samples=8, end_token_ids=(), generator=generator, stop_strings=stops)
+    ended = [completion for completion in completions if completion.finish_reason == "stop_string"]
+    assert len(ended) >= 6
+    for completion, text in zip(completions, texts, strict=True):
+        found = tokenizer.decode(completion.token_ids)
+        assert text.startswith(found)
+        assert any(stop in found for stop in stops) == (completion in ended)
+        assert not any(stop in tokenizer.decode(completion.token_ids[:-1]) for stop in stops)
+
+
+# Models as they come.
+
+
+def test_no_prompts(model):
+    assert answer(model, []) == []
+
+
+def test_mode_and_gradients_are_as_before(model):
+    """In training mode, with dropout and gradient checkpointing: decoded exactly, and trained on afterwards."""
+    expected = ids_of(answer(model))
+    noisy = make_model(attention_dropout=0.5)
+    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")  # renamed in transformers 5.23
+    getattr(noisy, next(name for name in names if hasattr(noisy, name)))()
+    noisy.train()
+    completions = answer(noisy)
+    assert ids_of(completions) == expected
+    assert noisy.training
+    assert not any(c.logps.requires_grad or c.logps.is_inference() for c in completions)
+    noisy(input_ids=completions[0].token_ids[None]).logits.sum().backward()
+    assert noisy.lm_head.weight.grad.abs().sum() > 0
+
+
+def test_under_autocast_the_gradients_that_follow_are_whole(model):
+    """bf16 casts that are cached while answering have no gradient; they must not serve the training after it."""
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        completions = answer(model)
+        model(input_ids=ids).logits.float().sum().backward()
+    assert completions[0].logps.dtype == torch.float32
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_low_precision(model):
+    completions = answer(model.to(torch.bfloat16))
+    for completion in completions:
+        torch.testing.assert_close(completion.logps, own_logps(model, completion), rtol=0.1, atol=0.1)
+
+
+def test_a_new_policy_answers(model):
+    generator = NativeGenerator(model, pad_token_id=0)
+    first = answer(model, generator=generator)
+    assert {completion.policy_version for completion in first} == {0}
+    generator.update_policy(make_model(seed=1), version=7)
+    second = answer(None, generator=generator)
+    assert {completion.policy_version for completion in second} == {7}
+    assert ids_of(first) != ids_of(second)
+
+
+def test_weights_are_read_when_it_answers(model):
+    generator = NativeGenerator(model, pad_token_id=0)
+    first = answer(model, generator=generator)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(0.5)
+    assert ids_of(answer(model, generator=generator)) != ids_of(first)
+
+
+# What is refused.
+
+
+def test_inputs_beside_the_text(model):
+    prompt = Prompt(ids=torch.tensor([5]), key=31, extra={"pixel_values": torch.ones(1)})
+    with pytest.raises(ValueError, match="row 31 comes with pixel_values, but NativeGenerator reads text only"):
+        answer(model, [*make_prompts(), prompt])
+
+
+def test_stop_strings_need_a_tokenizer(model):
+    with pytest.raises(ValueError, match="pass tokenizer= to NativeGenerator"):
+        answer(model, stop_strings=("x",))
+
+
+@pytest.mark.parametrize("bounds", [{"max_rows": 0}, {"max_batch_tokens": 0}])
+def test_bounds_below_1(model, bounds):
+    with pytest.raises(ValueError, match=rf"NativeGenerator: {next(iter(bounds))}=0; allowed: 1 or more"):
+        NativeGenerator(model, pad_token_id=0, **bounds)
+
+
+def test_no_samples(model):
+    with pytest.raises(ValueError, match="num_samples=0; allowed: 1 or more"):
+        answer(model, num_samples=0)
+
+
+def test_weights_that_are_not_finite(model):
+    """The model is back in its mode after the error."""
+    model.train()
+    generator = NativeGenerator(model, pad_token_id=0)
+    answer(model, generator=generator)
+    with torch.no_grad():
+        model.model.norm.weight[3] = math.nan
+    with pytest.raises(FloatingPointError, match="no token can be drawn"):
+        answer(model, generator=generator)
+    assert model.training
