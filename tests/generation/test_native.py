@@ -384,6 +384,25 @@ def test_under_autocast_the_gradients_that_follow_are_whole(model):
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # read by peft
+def test_adapters_answer_too(model):
+    """The adapted model, not the one below it."""
+    peft = pytest.importorskip("peft", reason="adapters need the package peft")
+    plain = ids_of(answer(model))
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    torch.manual_seed(0)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    adapted.train()
+    completions = answer(adapted)
+    assert ids_of(completions) != plain
+    assert adapted.training
+    adapted.eval()
+    for completion in completions:
+        torch.testing.assert_close(completion.logps, own_logps(adapted, completion), rtol=1e-4, atol=1e-4)
+
+
 def test_low_precision(model):
     completions = answer(model.to(torch.bfloat16))
     for completion in completions:

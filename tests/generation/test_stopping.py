@@ -54,3 +54,14 @@ def test_a_token_that_is_longer_than_the_string():
     stops = StopStrings(tokenizer, ("##",))
     answers = {(1, 4): True, (1, 3): False, (3, 3): True, (1, 2, 1): False, (3, 1, 4): True}
     assert {ids: stops.completed_by_last(ids) for ids in answers} == answers
+
+
+def test_a_space_that_the_decoder_drops_at_the_beginning():
+    """Metaspace tokenizers do: the space of a stop string is only seen with a token before it."""
+    core = Tokenizer(models.BPE(vocab={"<pad>": 0, "\u2581": 1, "f": 2, "o": 3, "x": 4}, merges=[]))
+    core.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>")
+    assert tokenizer.decode([1, 2, 3, 3]) == "foo"
+    ids = [4, 1, 4, 1, 2, 3, 3]
+    stops = StopStrings(tokenizer, (" foo",))
+    assert [stops.completed_by_last(ids[:end]) for end in range(1, 8)] == [False] * 6 + [True]

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CHARACTER_BYTES = 4  # of the longest character in UTF-8, which may be split over as many tokens
+MARGIN = 4  # tokens; some tokenizers drop the space that a text begins with, and it may be part of a stop string
 
 
 class StopStrings:
     """Finds the token that completes a stop string, from the last few tokens of an answer.
 
-    A token stands for at least one byte, so that a string of n bytes lies in the last n tokens; a few more give the
-    first character its other bytes.
+    A token stands for at least one byte, so that a string of n bytes lies in the last n tokens. A few more are decoded.
 
     Args:
         tokenizer: decodes; special tokens have their text, so that they can be part of a stop string.
@@ -24,7 +23,7 @@ class StopStrings:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> None:
         self.tokenizer, self.strings = tokenizer, tuple(strings)
-        self.window = max(len(string.encode()) for string in strings) + CHARACTER_BYTES
+        self.window = max(len(string.encode()) for string in strings) + MARGIN
 
     def completed_by_last(self, ids: Sequence[int]) -> bool:
         """The last token completes one of the strings: there is one more of it in the text than before.
