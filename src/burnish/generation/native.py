@@ -107,7 +107,9 @@ class NativeGenerator:
         """
         live, logits = self._prefill(prompts, params)
         noise = noise.to(logits.device)
-        stops = StopStrings(self.tokenizer, params.stop_strings) if self.tokenizer and params.stop_strings else None
+        stops = None
+        if params.stop_strings and self.tokenizer is not None:
+            stops = StopStrings(self.tokenizer, params.stop_strings)
         dtype = torch.promote_types(logits.dtype, torch.float32)
         answers = Answers(len(prompts), params, stops=stops, dtype=dtype, device=logits.device)
         for position in range(params.max_new_tokens):
@@ -134,7 +136,9 @@ class NativeGenerator:
         logits = next_logits(self.model, ids, mask, cache)  # (P, V)
         seen = tokens_in(ids, mask, logits.shape[1]) if params.repetition_penalty != 1.0 else None
         prompt_of = torch.tensor([numbers[prompt] for prompt in prompts], device=device)  # (R,)
-        live = LiveRows(number=prompt_of, mask=mask, seen=seen, cache=cache).select(prompt_of)
+        live = LiveRows(number=torch.arange(len(ids), device=device), mask=mask, seen=seen, cache=cache).select(
+            prompt_of
+        )
         return replace(live, number=torch.arange(len(prompts), device=device)), logits[prompt_of]
 
     def _check(self, prompts: Sequence[Prompt], params: SamplingParams, num_samples: int) -> None:
