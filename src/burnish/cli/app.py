@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from burnish.cli.errors import shown_to_user
+from burnish.cli.errors import DATA, shown_to_user
 from burnish.cli.methods import METHODS
 from burnish.cli.runfile import RunFile, load_runfile
 
@@ -95,6 +95,33 @@ def check(
     with shown_to_user(debug=debug):
         runfile = load_runfile(config, overrides or [])
         typer.echo(json.dumps(runfile.as_dict(), ensure_ascii=False) if as_json else _summary(runfile))
+
+
+@app.command()
+def preview(
+    config: Config,
+    overrides: Overrides = None,
+    num_rows: Annotated[int, typer.Option("-n", metavar="N", help="So many rows, spread over the data.")] = 5,
+    rows: Annotated[str | None, typer.Option("--rows", metavar="3,17", help="These rows instead.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page to this file.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Show long passages whole.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the tokens as JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Show the exact tokens that will be trained on. Loads the tokenizer, not the model."""
+    with shown_to_user(debug=debug):
+        runfile = load_runfile(config, overrides or [])
+        from burnish.cli.preview import choose_rows, preview_rows, show, write_page
+
+        seen = preview_rows(runfile, choose_rows(num_rows, rows))
+        if html is not None:
+            write_page(seen, html)
+        if as_json:
+            typer.echo(json.dumps(seen.as_dict()))
+        else:
+            show(seen, html=html, is_full=full)
+        if not seen.views:
+            raise typer.Exit(DATA)
 
 
 def _summary(runfile: RunFile) -> str:

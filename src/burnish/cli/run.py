@@ -56,11 +56,11 @@ def run(runfile: RunFile, *, resume: bool = False, console: Console | None = Non
     """
     console = console or Console()
     make_config, make_trainer = load(METHODS[runfile.method])
-    args = make_config(**_with_functions(runfile.training))
+    args = make_config(**with_functions(runfile.training))
     run_dir = Path(str(args.output_dir))
     if not resume and not args.overwrite_output_dir:
         _refuse_occupied(run_dir)
-    train_rows, held_out = _load_data(runfile, args)
+    train_rows, held_out = load_data(runfile, args)
     trainer = make_trainer(
         runfile.model, args, ref_model=runfile.ref_model, train_dataset=train_rows, eval_dataset=held_out
     )
@@ -88,7 +88,7 @@ def next_commands(run_dir: Path, *, num_steps: int) -> list[str]:
     return [f"{again} --set max_steps={2 * num_steps}", f"{again} --set beta=0.3", "burnish init dpo > my-run.yaml"]
 
 
-def _with_functions(training: Mapping[str, Any]) -> dict[str, Any]:
+def with_functions(training: Mapping[str, Any]) -> dict[str, Any]:
     """The options with `module:function` replaced by the function."""
     given = training.get("loss_type")
     if given is None:
@@ -128,7 +128,8 @@ def _refuse_occupied(run_dir: Path) -> None:
         )
 
 
-def _load_data(runfile: RunFile, args: PolicyConfig) -> tuple[Dataset, Dataset | dict[str, Dataset] | None]:
+def load_data(runfile: RunFile, args: PolicyConfig) -> tuple[Dataset, Dataset | dict[str, Dataset] | None]:
+    """The rows that a run file trains on, and those it holds out."""
     rows = load_rows(runfile.train)
     if runfile.eval_rows is not None:
         return split_rows(rows, runfile.eval_rows, args.seed)

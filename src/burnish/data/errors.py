@@ -34,6 +34,14 @@ class BadRow:
         return f"row {self.row}, column {self.column!r}: {self.problem}; found {self.value}. {self.fix}"
 
 
+class BadRowsError(DataError):
+    """Rows that cannot be trained on, all of them in `bad_rows`; the message names the first."""
+
+    def __init__(self, message: str, bad_rows: Sequence[BadRow]) -> None:
+        super().__init__(message)
+        self.bad_rows = tuple(bad_rows)
+
+
 class RowProblem(ValueError):
     """Raised by the functions that read a row, which do not know its index.
 
@@ -73,11 +81,11 @@ def excerpt(value: object, *, length: int = 60) -> str:
     return f"{text[: length - 20]}…{text[-19:]}"
 
 
-def bad_rows_error(bad_rows: Sequence[BadRow], *, name: str, num_rows: int) -> DataError:
+def bad_rows_error(bad_rows: Sequence[BadRow], *, name: str, num_rows: int) -> BadRowsError:
     """The error that names the first bad rows, one a line, and how many there are."""
     lines = [f"{name}: {len(bad_rows)} of {num_rows} rows cannot be trained on:"]
     lines += [f"  {bad}" for bad in bad_rows[:NUM_NAMED_ROWS]]
     if len(bad_rows) > NUM_NAMED_ROWS:
         lines.append(f"  … and {len(bad_rows) - NUM_NAMED_ROWS} more")
     lines.append("Fix these rows, or set on_bad_row='drop' to leave them out and count them in the report.")
-    return DataError("\n".join(lines))
+    return BadRowsError("\n".join(lines), bad_rows)

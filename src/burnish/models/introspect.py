@@ -17,7 +17,7 @@ from torch import nn
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 SCALE_NAMES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 SOFTCAP_NAME = "final_logit_softcapping"
@@ -118,7 +118,11 @@ def logits_of(spec: HeadSpec, raw: Tensor) -> Tensor:
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The tokens that end an answer: the tokenizer's end-of-sequence and those of the generation config."""
-    generation = model.generation_config
+    return configured_end_ids(model.generation_config, tokenizer)
+
+
+def configured_end_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The same of a model whose generation config is at hand, without the model."""
     of_model = None if generation is None else generation.eos_token_id
     ids = [tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])]
     return tuple(dict.fromkeys(i for i in ids if i is not None))

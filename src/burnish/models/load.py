@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from burnish.models.introspect import configured_end_ids
 from burnish.models.vision import is_vision_config, load_processor
 
 if TYPE_CHECKING:
@@ -119,6 +120,27 @@ def load_tokenizer(
     if is_vision_config(config):
         return load_processor(path, config=config, **options)
     return AutoTokenizer.from_pretrained(path, **options)
+
+
+def load_end_token_ids(
+    model: str | os.PathLike[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    trust_remote_code: bool = False,
+    init_kwargs: dict[str, Any] | None = None,
+) -> tuple[int, ...]:
+    """The `end_token_ids` of the policy that `load_policy` would load, without its weights."""
+    from transformers import GenerationConfig
+
+    path = resolve_model(os.fspath(model))
+    options = {name: value for name, value in (init_kwargs or {}).items() if name in HUB_OPTIONS}
+    config = _load_config(path, {"trust_remote_code": trust_remote_code, **options})
+    options.pop("trust_remote_code", None)
+    try:
+        generation = GenerationConfig.from_pretrained(path, **options)
+    except OSError:  # a model without the file takes what its configuration says
+        generation = GenerationConfig.from_model_config(config)
+    return configured_end_ids(generation, tokenizer)
 
 
 def cache_directory() -> Path:

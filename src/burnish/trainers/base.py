@@ -87,7 +87,7 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PersistenceMixin, 
         remote = options.trust_remote_code
         self.processing_class = processing_class or load_tokenizer(model, trust_remote_code=remote)
         self.tokenizer = tokenizer_of(self.processing_class)
-        policy = load_policy(model, trust_remote_code=remote, init_kwargs=_mapping(options.model_init_kwargs))
+        policy = load_policy(model, trust_remote_code=remote, init_kwargs=init_kwargs_of(options))
         self.num_dropouts_disabled = disable_dropout(policy) if options.disable_dropout else 0
         install_forward(policy)
         check_processing_class(policy, self.processing_class)
@@ -276,7 +276,9 @@ def _refuse_environment(trainer: PolicyTrainer) -> None:
         raise ValueError("FSDP through the Trainer is not built yet (on CPU it silently becomes DDP): remove fsdp")
 
 
-def _mapping(value: dict[str, Any] | str | None) -> dict[str, Any]:
+def init_kwargs_of(args: PolicyConfig) -> dict[str, Any]:
+    """`model_init_kwargs`, which may be JSON, as a mapping."""
+    value = args.model_init_kwargs
     if isinstance(value, str):
         return json.loads(value)
     return dict(value or {})

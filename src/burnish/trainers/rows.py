@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from transformers import ProcessorMixin
@@ -12,11 +12,18 @@ from transformers import ProcessorMixin
 from burnish.data.collate import PreferenceCollator
 from burnish.data.lint import Finding, lint_preferences
 from burnish.data.pixels import ImageCollator
+from burnish.data.report import DataReport
 from burnish.data.sampler import BatchLoader, RankBatchSampler
 from burnish.data.schema import KWISE_IDS, PAIR_IDS, PROMPT_COLUMN
 from burnish.data.sources import load_rows
 from burnish.data.tokenize import TruncationPolicy, prepare_preferences
+from burnish.models.vision import tokenizer_of
 from burnish.trainers.host import Host
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from burnish.trainers.config import PolicyConfig
 
 
 class RowsMixin(Host):
@@ -24,22 +31,9 @@ class RowsMixin(Host):
 
     def _prepare_dataset(self, dataset: Any, name: str) -> Dataset:
         """Rows of any accepted form -> token ids; what was cut, dropped or left out is in `data_reports[name]`."""
-        args = self.args
-        with args.main_process_first(desc=f"tokenising {name}"):
-            prepared, report = prepare_preferences(
-                load_rows(dataset),
-                self.tokenizer,
-                processor=self.processing_class if isinstance(self.processing_class, ProcessorMixin) else None,
-                truncation=TruncationPolicy(
-                    max_length=args.max_length,
-                    max_prompt_length=args.max_prompt_length,
-                    max_completion_length=args.max_completion_length,
-                    truncation_mode=args.truncation_mode,
-                ),
-                on_bad_row=args.on_bad_row,
-                eos_token_ids=self.end_token_ids,
-                num_proc=args.dataset_num_proc,
-                name=name,
+        with self.args.main_process_first(desc=f"tokenising {name}"):
+            prepared, report = prepare_rows(
+                load_rows(dataset), self.processing_class, self.args, end_token_ids=self.end_token_ids, name=name
             )
         self.data_reports[name] = report
         return prepared
@@ -59,13 +53,7 @@ class RowsMixin(Host):
         return lint_preferences(self.train_dataset, {n: rows for n, rows in held_out.items() if rows is not None})
 
     def _make_collator(self) -> PreferenceCollator | ImageCollator:
-        own: Any = self.tokenizer.pad_token_id
-        pad = own if own is not None else next(iter(self.end_token_ids), 0)  # masks come from lengths: any id will do
-        multiple = self.args.pad_to_multiple_of
-        collator = PreferenceCollator(pad, pad_to_multiple_of=None if multiple is None else int(multiple))
-        if not isinstance(self.processing_class, ProcessorMixin):
-            return collator
-        return ImageCollator(collator, self.processing_class)
+        return make_collator(self.processing_class, self.args, end_token_ids=self.end_token_ids)
 
     def _loader(self, dataset: Dataset, *, batch_size: int, train: bool) -> BatchLoader:
         args = self.args
@@ -99,6 +87,56 @@ class RowsMixin(Host):
         if not (isinstance(dataset, Dataset) and "prompt_input_ids" in dataset.column_names):
             dataset = self._prepare_dataset(dataset, "eval")
         return self._loader(longest_first(dataset), batch_size=self.args.eval_batch_size, train=False)
+
+
+def prepare_rows(
+    rows: Dataset,
+    processing_class: PreTrainedTokenizerBase | ProcessorMixin,
+    args: PolicyConfig,
+    *,
+    end_token_ids: Sequence[int],
+    name: str,
+    on_bad_row: str | None = None,
+    is_limited: bool = True,
+) -> tuple[Dataset, DataReport]:
+    """Rows as a trainer with these options prepares them, and the report; see `prepare_preferences`.
+
+    Args:
+        rows: in any accepted schema.
+        processing_class: tokenizer or processor.
+        args: the trainer's options.
+        end_token_ids: the tokens that end an answer.
+        name: the data set's name in messages.
+        on_bad_row: in place of the option.
+        is_limited: rows are cut to the lengths of the options; else they stay whole.
+    """
+    limits = TruncationPolicy(
+        max_length=args.max_length,
+        max_prompt_length=args.max_prompt_length,
+        max_completion_length=args.max_completion_length,
+        truncation_mode=args.truncation_mode,
+    )
+    return prepare_preferences(
+        rows,
+        tokenizer_of(processing_class),
+        processor=processing_class if isinstance(processing_class, ProcessorMixin) else None,
+        truncation=limits if is_limited else TruncationPolicy(),
+        on_bad_row=on_bad_row or args.on_bad_row,
+        eos_token_ids=end_token_ids,
+        num_proc=args.dataset_num_proc,
+        name=name,
+    )
+
+
+def make_collator(
+    processing_class: PreTrainedTokenizerBase | ProcessorMixin, args: PolicyConfig, *, end_token_ids: Sequence[int]
+) -> PreferenceCollator | ImageCollator:
+    """What makes parcels of prepared rows, with images if the model reads them."""
+    own: Any = tokenizer_of(processing_class).pad_token_id
+    pad = own if own is not None else next(iter(end_token_ids), 0)  # masks come from lengths: any id will do
+    multiple = args.pad_to_multiple_of
+    collator = PreferenceCollator(pad, pad_to_multiple_of=None if multiple is None else int(multiple))
+    return ImageCollator(collator, processing_class) if isinstance(processing_class, ProcessorMixin) else collator
 
 
 def longest_first(dataset: Dataset) -> Dataset:
