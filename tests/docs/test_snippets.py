@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from burnish.models.load import EMBEDDED
+from burnish.models.embedded import EMBEDDED
 from conftest import make_model, make_rows, make_tokenizer
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from burnish.models.load import EMBEDDED
+from burnish.models.embedded import EMBEDDED
 
 TRAIN, HELD_OUT = "spoken-train", "spoken-heldout"
 GRAM = 8

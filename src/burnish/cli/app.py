@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from burnish.cli.errors import DATA, shown_to_user
+from burnish.cli.errors import DATA, printable, shown_to_user
 from burnish.cli.methods import METHODS
-from burnish.cli.runfile import RunFile, load_runfile
+from burnish.cli.runfile import load_runfile
 
 app = typer.Typer(
     name="burnish",
@@ -88,13 +88,23 @@ def init(
 def check(
     config: Config,
     overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the run file as it is understood, as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Find everything that is wrong with a run file, in one pass."""
+    """Find everything that is wrong with a run file, its rows and its space, in one pass, without loading torch."""
     with shown_to_user(debug=debug):
-        runfile = load_runfile(config, overrides or [])
-        typer.echo(json.dumps(runfile.as_dict(), ensure_ascii=False) if as_json else _summary(runfile))
+        from burnish.cli.checkup import check_up, summary
+
+        found = check_up(config, overrides or [])
+        if as_json:
+            typer.echo(json.dumps(found.as_dict()))
+            raise typer.Exit(found.exit_code)
+        if found.runfile is not None and not found.problems:
+            typer.echo(printable(summary(found.runfile)))
+        typer.echo(printable("\n".join((*found.lines, *(f"warning: {warning}" for warning in found.warnings)))))
+        if found.problems:
+            typer.echo(printable(f"Error: {found.message}"), err=True)
+            raise typer.Exit(found.exit_code)
 
 
 @app.command()
@@ -122,14 +132,6 @@ def preview(
             show(seen, html=html, is_full=full)
         if not seen.views:
             raise typer.Exit(DATA)
-
-
-def _summary(runfile: RunFile) -> str:
-    held_out = runfile.eval if runfile.eval_rows is None else f"{runfile.eval_rows} rows of it"
-    return (
-        f"{runfile.source} is sound: {runfile.method} on {runfile.model}, rows of {runfile.train}, "
-        f"held out {held_out or 'nothing'}, {len(runfile.training)} options set"
-    )
 
 
 @app.command()

@@ -21,6 +21,8 @@ PACKAGES = (
     "trl",
     "vllm",
 )
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+DEVICE_FILES = ("/dev/nvidia0", "/dev/kfd", "/dev/dri/renderD128")
 VARIABLES = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "HF_HOME", "BURNISH_CACHE", "WORLD_SIZE")
 
 
@@ -28,7 +30,7 @@ def environment_lines() -> list[str]:
     """One line for each fact. Imports torch only if it was built for more than a CPU."""
     versions = {name: _version(name) for name in PACKAGES}
     shown = {name: value for name, value in versions.items() if value is not None}
-    memory = _memory_bytes()
+    memory = memory_bytes()
     return [
         *(f"{name}: {value}" for name, value in shown.items()),
         f"not installed: {', '.join(name for name in PACKAGES if name not in shown) or 'none'}",
@@ -67,8 +69,20 @@ def _cpu_model() -> str:
     return next(names, platform.machine())
 
 
-def _memory_bytes() -> int | None:
+def memory_bytes() -> int | None:
+    """The memory of the machine, or of the container if it has less; None if the system does not say."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):  # not a name on this system
         return None
+    try:
+        limit = int(CONTAINER_LIMIT.read_text(encoding="ascii"))
+    except (OSError, ValueError):  # no container, or "max"
+        return machine
+    return min(machine, limit)
+
+
+def has_accelerator() -> bool:
+    """Whether this machine may have one that the installed torch can use; torch is not imported."""
+    built_for = _version("torch")
+    return built_for is not None and not built_for.endswith("+cpu") and any(map(os.path.exists, DEVICE_FILES))

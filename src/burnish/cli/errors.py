@@ -55,7 +55,10 @@ def shown_to_user(*, debug: bool) -> Iterator[None]:
         raise typer.Exit(code) from None
 
 
+def printable(text: str) -> str:
+    """Text in which the characters that steer a terminal are written out; for stdout and stderr alike, no markup."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
 def _print(text: str) -> None:
-    """To stderr as it is: no markup, and none of the characters that steer a terminal."""
-    visible = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
-    typer.echo(visible, err=True)
+    typer.echo(printable(text), err=True)

@@ -12,14 +12,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Method:
-    """A row of `METHODS`: the module, and the names of the two classes in it."""
+    """A row of `METHODS`.
+
+    Attributes:
+        module: where the two classes are.
+        config, trainer: their names.
+        reads_preferences: its rows are preferences, as `burnish.data.check` reads them.
+    """
 
     module: str
     config: str
     trainer: str
+    reads_preferences: bool = False
 
 
-METHODS = {"dpo": Method("burnish.trainers.dpo", "DPOConfig", "DPOTrainer")}
+METHODS = {"dpo": Method("burnish.trainers.dpo", "DPOConfig", "DPOTrainer", reads_preferences=True)}
 
 
 def load(method: Method) -> tuple[type[DPOConfig], type[DPOTrainer]]:

@@ -42,18 +42,23 @@ def rule(*keys: str) -> Callable[[Check], Check]:
 
 def rule_problems(document: Mapping[str, Any], broken: set[str]) -> Iterator[Problem]:
     """The problems of all rules; `broken` are keys that are wrong by themselves."""
-    schema = training_schema(document)
-    given = document.get("training")
-    training = given if isinstance(given, Mapping) else {}
-    data = document.get("data") if isinstance(document.get("data"), Mapping) else {}
-    values: dict[str, Any] = {name: option["default"] for name, option in schema["properties"].items()}
-    values |= {name: value for name, value in training.items() if name in values}
-    values |= {f"data.{name}": (data or {}).get(name) for name in ("train", "eval", "eval_rows")}
+    schema, values = training_schema(document), option_values(document)
     for each in RULES:
         if not broken & set(each.keys) and (message := each.check(values)):
             yield Problem(_path(each.keys[0]), message)
     if not broken & {"loss_type", "loss_kwargs"}:
         yield from _unread(values, schema, broken)
+
+
+def option_values(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Each option of `training` by its name, and `data.train` and the like: as it is set, or its default."""
+    given = document.get("training")
+    training = given if isinstance(given, Mapping) else {}
+    data = document.get("data") if isinstance(document.get("data"), Mapping) else {}
+    options = training_schema(document)["properties"]
+    values: dict[str, Any] = {name: option["default"] for name, option in options.items()}
+    values |= {name: value for name, value in training.items() if name in values}
+    return values | {f"data.{name}": (data or {}).get(name) for name in ("train", "eval", "eval_rows")}
 
 
 def _path(key: str) -> tuple[str, ...]:

@@ -83,6 +83,39 @@ def load_runfile(path: str | Path, overrides: Sequence[str] = ()) -> RunFile:
     Raises:
         RunFileError: with every problem of the file and the overrides.
     """
+    examined = examine(path, overrides)
+    if examined.problems:
+        raise RunFileError(examined.source, examined.problems)
+    return examined.runfile()
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A run file with what is wrong with it.
+
+    Attributes:
+        source: where it was read from.
+        document: its value with the overrides in their places.
+        problems: a sentence each, in the order of the file.
+        broken: the keys that are wrong by themselves; options of `training` by their own name.
+    """
+
+    source: str
+    document: Any
+    problems: tuple[str, ...]
+    broken: frozenset[str]
+
+    def runfile(self) -> RunFile:
+        """What it says, if nothing is wrong with it."""
+        return _make(self.source, self.document)
+
+
+def examine(path: str | Path, overrides: Sequence[str] = ()) -> Examined:
+    """Read a run file and find every problem of it; see `load_runfile`.
+
+    Raises:
+        RunFileError: it cannot be read at all.
+    """
     source = str(path)
     document = _read(source)
     merged, lines, problems = _override(document, overrides)
@@ -91,11 +124,10 @@ def load_runfile(path: str | Path, overrides: Sequence[str] = ()) -> RunFile:
     broken = {_short(problem) for problem in problems}
     if isinstance(merged, Mapping):
         problems += [*rule_problems(merged, broken), *source_problems(merged, broken)]
-    if problems:
-        placed = [(_line(problem.path, lines), problem) for problem in problems]
-        in_order = sorted(placed, key=lambda item: (item[0], item[1].key))
-        raise RunFileError(source, [_sentence(line, problem) for line, problem in in_order])
-    return _make(source, merged)
+    placed = [(_line(problem.path, lines), problem) for problem in problems]
+    in_order = sorted(placed, key=lambda item: (item[0], item[1].key))
+    sentences = tuple(_sentence(line, problem) for line, problem in in_order)
+    return Examined(source, merged, sentences, frozenset(_short(problem) for problem in problems))
 
 
 def _read(source: str) -> Document:
@@ -176,7 +208,7 @@ def _make(source: str, document: Mapping[str, Any]) -> RunFile:
     data = document["data"]
     options = training_schema(document)["properties"]
     given = {name: value for name, value in (document.get("training") or {}).items() if value != REDACTED}
-    training = {name: _whole(value, options.get(name, {})) for name, value in given.items()}
+    training = {name: whole(value, options.get(name, {})) for name, value in given.items()}
     return RunFile(
         source=source,
         **{
@@ -190,7 +222,7 @@ def _make(source: str, document: Mapping[str, Any]) -> RunFile:
     )
 
 
-def _whole(value: Any, option: Mapping[str, Any]) -> Any:
+def whole(value: Any, option: Mapping[str, Any]) -> Any:
     """`1e2` for a whole number is 100, not 100.0."""
     kinds = {variant.get("type") for variant in option.get("anyOf", [option])}
     return int(value) if isinstance(value, float) and "integer" in kinds and "number" not in kinds else value

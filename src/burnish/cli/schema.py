@@ -19,7 +19,7 @@ from burnish.cli.methods import METHODS, Method, load
 from burnish.compat import UNBUILT_DPO
 from burnish.data.sources import FILE_KINDS
 from burnish.losses.preference import preference_losses
-from burnish.models.load import EMBEDDED
+from burnish.models.embedded import EMBEDDED
 from burnish.trainers.config import CHOICES, REFUSED
 
 SCHEMA_PATH = Path(__file__).with_name("schema.json")
@@ -147,6 +147,9 @@ def _training(method: Method) -> dict[str, Any]:
         "additionalProperties": False,
         "properties": properties,
         "x-unbuilt": {name: list(values) for name, values in UNBUILT_DPO.items()},
+        "x-reference-free": [
+            name for name in preference_losses if preference_losses[name].facts["reference"] == "none"
+        ],
         "x-losses": {name: sorted(preference_losses[name].hyper_parameters) for name in preference_losses},
     }
 

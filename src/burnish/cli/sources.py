@@ -19,7 +19,7 @@ PATH_STARTS = ("./", "../", "/", "~", ".\\", "..\\")
 def source_problems(document: Mapping[str, Any], broken: set[str]) -> Iterator[Problem]:
     """Files, recipes, models and modules that are not there. `broken` are keys that are wrong by themselves."""
     data = document.get("data")
-    for path, source in _data_sources(data if isinstance(data, Mapping) else {}):
+    for path, source in data_sources(data if isinstance(data, Mapping) else {}):
         if ".".join(path) not in broken and (message := _data_problem(source)):
             yield Problem(path, message)
     for key in ("model", "ref_model"):
@@ -36,7 +36,8 @@ def recipe_names(folder: str, ending: str) -> list[str]:
     return sorted(item.name.removesuffix(ending) for item in place.iterdir() if item.name.endswith(ending))
 
 
-def _data_sources(data: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+def data_sources(data: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The key and the source of all rows that the mapping `data` names."""
     for key in ("train", "eval"):
         value = data.get(key)
         named = value.items() if isinstance(value, Mapping) else [(None, value)]

@@ -9,17 +9,15 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from burnish.data.chat import Rendered
-from burnish.data.errors import RowProblem
 from burnish.data.formats import ANSWERS, ChatPreference, TextPreference, read_preference
 from burnish.data.kwise import (
     COMPLETIONS_COLUMN,
-    as_pair,
     completion_names,
     first_equals,
-    in_twos,
     naming_completions,
     read_completions,
     read_kwise_numbers,
+    read_twos,
 )
 from burnish.data.numbers import read_numbers
 from burnish.data.placeholders import WrittenImages, render_with_images
@@ -67,18 +65,10 @@ def draft_completions(
     """
     completions = read_completions(row)
     numbers, same = read_kwise_numbers(row, len(completions)), first_equals(completions)
-    prompts: list[Any] = []
     sides: dict[int, Rendered] = {}
     ignored, images = frozenset[str](), WrittenImages()
-    for first, second in in_twos(sorted(set(same))):
-        pair = as_pair(row, first, second)
+    for (first, second), pair, preference in read_twos(row, sorted(set(same))):
         with naming_completions(first, second):
-            preference = read_preference(pair)
-            prompts.append(preference.prompt)
-            if prompts[0] != prompts[-1]:
-                fix = "Give the prompt as messages in its own column, and completions without it."
-                problem = f"leaves another prompt than {COMPLETIONS_COLUMN}[0]"
-                raise RowProblem("chosen", problem, value=prompts[-1], fix=fix)
             rendered, images = render_with_images(tokenizer, preference, pair, processor=processor)
         sides |= zip((first, second), rendered, strict=True)
         ignored |= _unread_keys(preference, rendered)

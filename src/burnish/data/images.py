@@ -23,7 +23,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from burnish.data.errors import DataError, RowProblem, excerpt
-from burnish.data.formats import ChatPreference
+from burnish.data.formats import ChatPreference, TextPreference
 from burnish.data.messages import Message
 from burnish.data.parts import IMAGE_COLUMNS, as_parts, num_images
 from burnish.data.plain import is_nothing
@@ -128,6 +128,31 @@ def place_images(row: ChatPreference, num_given: int) -> ChatPreference:
     prompt = [_with_parts(turn, missing if index == first else 0) for index, turn in enumerate(row.prompt)]
     chosen, rejected = ([_with_parts(turn) for turn in answer] for answer in (row.chosen, row.rejected))
     return replace(row, prompt=prompt, chosen=chosen, rejected=rejected)
+
+
+def refuse_images(preference: TextPreference | ChatPreference | None, row: Mapping[str, Any]) -> None:
+    """A model of text takes no images.
+
+    Args:
+        preference: the row in canonical form; None for a row of token ids.
+        row: the row.
+
+    Raises:
+        RowProblem: it has images, or a message with an image part.
+    """
+    fix = (
+        "Pass processing_class=AutoProcessor.from_pretrained(...) and a vision-language model, or remove the images, "
+        "if the rows make sense without them."
+    )
+    for column in IMAGE_COLUMNS:
+        if not is_nothing(row.get(column)):
+            problem = "has images, but processing_class is a tokenizer"
+            raise RowProblem(column, problem, value=row[column], fix=fix)
+    if isinstance(preference, ChatPreference):
+        for turn in (*preference.prompt, *preference.chosen, *preference.rejected):
+            if num_images(turn["content"]):
+                problem = "has an image part, but processing_class is a tokenizer"
+                raise RowProblem("prompt", problem, value=turn["content"], fix=fix)
 
 
 def image_columns(dataset: Dataset) -> list[str]:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from burnish.data.errors import RowProblem
-from burnish.data.formats import CONVERSATION_COLUMN
+from burnish.data.formats import CONVERSATION_COLUMN, ChatPreference, TextPreference, read_preference
 from burnish.data.numbers import TIE_COLUMN, read_number_list, read_weight
 from burnish.data.plain import is_nothing
 
@@ -145,6 +145,27 @@ def first_pair(row: Mapping[str, Any]) -> dict[str, Any]:
     """
     first, second, *_ = sorted(set(first_equals(read_completions(row))))
     return as_pair(row, first, second)
+
+
+def read_twos(
+    row: Mapping[str, Any], places: Sequence[int]
+) -> Iterator[tuple[Pair, dict[str, Any], TextPreference | ChatPreference]]:
+    """The completions at these places, two at a time: their places, the pair row, and it in canonical form.
+
+    Raises:
+        RowProblem: a pair that cannot be trained on, or one that leaves another prompt than the first.
+    """
+    prompts: list[Any] = []
+    for first, second in in_twos(places):
+        pair = as_pair(row, first, second)
+        with naming_completions(first, second):
+            preference = read_preference(pair)
+            prompts.append(preference.prompt)
+            if prompts[0] != prompts[-1]:
+                fix = "Give the prompt as messages in its own column, and completions without it."
+                problem = f"leaves another prompt than {COMPLETIONS_COLUMN}[0]"
+                raise RowProblem("chosen", problem, value=prompts[-1], fix=fix)
+        yield (first, second), pair, preference
 
 
 @contextmanager

@@ -18,10 +18,10 @@ from burnish.data.chat import Rendered, render_preference
 from burnish.data.encode import encode_texts
 from burnish.data.errors import DataError, RowProblem
 from burnish.data.formats import ANSWERS, ChatPreference, TextPreference
-from burnish.data.images import DIGEST_COLUMN, EncodedImage, decode_image, place_images, read_images
-from burnish.data.parts import IMAGE_COLUMNS, num_images
-from burnish.data.plain import is_nothing
-from burnish.data.truncate import TruncationPolicy
+from burnish.data.images import DIGEST_COLUMN, EncodedImage, decode_image, place_images, read_images, refuse_images
+from burnish.data.kwise import in_twos, naming_completions
+from burnish.data.schema import is_kwise
+from burnish.data.truncate import RowTokens, TruncationPolicy
 
 OFFSETS = "text_replacement_offsets"
 
@@ -83,7 +83,7 @@ def render_with_images(
         RowProblem: the row cannot be trained on.
     """
     if processor is None:
-        _refuse_images(preference, row)
+        refuse_images(preference, row)
         return render_preference(tokenizer, preference), WrittenImages()
     images = read_images(row)
     if isinstance(preference, ChatPreference):
@@ -146,7 +146,7 @@ def match_images(
         DataError: a processor that does not say what a placeholder stands for.
     """
     if processor is None:
-        _refuse_images(None, row)
+        refuse_images(None, row)
         return WrittenImages()
     images = read_images(row)
     written, needed = [placeholder_of(processor)], list[int]()
@@ -166,6 +166,23 @@ def match_images(
                 f"{column}_input_ids", "has image tokens: images belong to the prompt", value=None, fix=fix
             )
     return WrittenImages(token_ids, tuple(image.digest for image in images))
+
+
+def match_row_images(tokens: RowTokens, row: Mapping[str, Any], *, processor: ProcessorMixin | None) -> WrittenImages:
+    """The images of a row of token ids; see `match_images`.
+
+    Raises:
+        RowProblem: not the image tokens that the images take, or image tokens in an answer.
+        DataError: a processor that does not say what a placeholder stands for.
+    """
+    if not is_kwise(row):
+        return match_images(tokens.prompt, tokens.completions, row, processor=processor)
+    images = WrittenImages()
+    for first, second in in_twos(range(len(tokens.completions))):
+        with naming_completions(first, second):
+            answers = tokens.completions[first], tokens.completions[second]
+            images = match_images(tokens.prompt, answers, row, processor=processor)
+    return images
 
 
 def run_processor(processor: Any, images: Sequence[EncodedImage], *, text: str, **kwargs: Any) -> Any:
@@ -211,22 +228,6 @@ def image_token_ids(tokenizer: PreTrainedTokenizerBase, written: Sequence[str]) 
     """The special tokens among those that images are written with."""
     tokens = encode_texts(tokenizer, list(dict.fromkeys(written)))
     return frozenset(i for text in tokens for i in text.ids).intersection(tokenizer.added_tokens_decoder)
-
-
-def _refuse_images(preference: TextPreference | ChatPreference | None, row: Mapping[str, Any]) -> None:
-    fix = (
-        "Pass processing_class=AutoProcessor.from_pretrained(...) and a vision-language model, or remove the images, "
-        "if the rows make sense without them."
-    )
-    for column in IMAGE_COLUMNS:
-        if not is_nothing(row.get(column)):
-            problem = "has images, but processing_class is a tokenizer"
-            raise RowProblem(column, problem, value=row[column], fix=fix)
-    if isinstance(preference, ChatPreference):
-        for turn in (*preference.prompt, *preference.chosen, *preference.rejected):
-            if num_images(turn["content"]):
-                problem = "has an image part, but processing_class is a tokenizer"
-                raise RowProblem("prompt", problem, value=turn["content"], fix=fix)
 
 
 def _check_placeholders(column: str, side: Rendered, placeholder: str, num_images: int) -> None:

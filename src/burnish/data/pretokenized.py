@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import ProcessorMixin
-
 from burnish.data.errors import RowProblem
 from burnish.data.kwise import (
     MIN_COMPLETIONS,
     completion_names,
-    in_twos,
-    naming_completions,
     read_kwise_numbers,
     row_pairs,
 )
 from burnish.data.numbers import read_numbers
-from burnish.data.placeholders import WrittenImages, match_images
 from burnish.data.schema import KWISE_IDS, KWISE_MASK, PAIR_IDS, PAIR_MASKS, PROMPT_COLUMN, TRUNCATED_COLUMN, is_kwise
 from burnish.data.truncate import RowTokens
 
@@ -58,23 +53,6 @@ def read_tokens(row: Mapping[str, Any], vocabulary: int) -> tuple[RowTokens, dic
         num_completion_cut=(0,) * len(ids),
     )
     return tokens, numbers
-
-
-def match_row_images(tokens: RowTokens, row: Mapping[str, Any], *, processor: ProcessorMixin | None) -> WrittenImages:
-    """The images of a row of token ids; see `match_images`.
-
-    Raises:
-        RowProblem: not the image tokens that the images take, or image tokens in an answer.
-        DataError: a processor that does not say what a placeholder stands for.
-    """
-    if not is_kwise(row):
-        return match_images(tokens.prompt, tokens.completions, row, processor=processor)
-    images = WrittenImages()
-    for first, second in in_twos(range(len(tokens.completions))):
-        with naming_completions(first, second):
-            answers = tokens.completions[first], tokens.completions[second]
-            images = match_images(tokens.prompt, answers, row, processor=processor)
-    return images
 
 
 def read_truncated(row: Mapping[str, Any], num_completions: int) -> list[bool]:

@@ -24,8 +24,9 @@ from burnish.data.kwise import (
     row_pairs,
 )
 from burnish.data.numbers import REF_COLUMNS, SCORE_COLUMNS, TIE_COLUMN, TOKEN_COLUMNS, cut_token_logps
+from burnish.data.placeholders import match_row_images
 from burnish.data.prefix import common_prefix
-from burnish.data.pretokenized import match_row_images, read_tokens, read_truncated
+from burnish.data.pretokenized import read_tokens, read_truncated
 from burnish.data.report import COMPLETION_LENGTHS, COUNTS, PAIR_COUNTS, PROMPT_LENGTH
 from burnish.data.schema import (
     KWISE_IDS,

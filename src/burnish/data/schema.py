@@ -63,6 +63,30 @@ def read_columns(dataset: Dataset, *, name: str) -> list[str]:
     return [column for column in present if column in wanted]
 
 
+def split_ref_logps(dataset: Dataset, *, name: str) -> Dataset:
+    """`ref_logps`, the reference's log-probs of chosen and rejected in one column, under TRL's two names.
+
+    Raises:
+        DataError: a row without two of them, or the two columns are there as well.
+    """
+    if "ref_logps" not in dataset.column_names or is_kwise(dataset.column_names):
+        return dataset
+    pairs = list(dataset.with_format(None)["ref_logps"])
+    for row, pair in enumerate(pairs):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise DataError(
+                f"{name}, row {row}, column 'ref_logps': {pair!r} is not two numbers. Give the reference's summed "
+                "log-probs as [chosen, rejected], or the columns ref_chosen_logps and ref_rejected_logps."
+            )
+    columns = {"ref_chosen_logps": [pair[0] for pair in pairs], "ref_rejected_logps": [pair[1] for pair in pairs]}
+    if both := [column for column in columns if column in dataset.column_names]:
+        raise DataError(f"{name}: the data set has ref_logps and {', '.join(both)}: remove one of the two")
+    dataset = dataset.remove_columns("ref_logps")
+    for column, values in columns.items():
+        dataset = dataset.add_column(column, values)  # pyright: ignore[reportCallIssue]
+    return dataset
+
+
 def output_features(read: Collection[str]) -> Features:
     """The columns of prepared rows and of what is counted, in order, with their types.
 

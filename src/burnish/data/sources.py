@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from itertools import islice
 from pathlib import Path
@@ -121,7 +121,7 @@ def _from_list(rows: Sequence[Any]) -> Dataset:
     if not rows:
         raise DataError("the list of rows is empty; give at least one.")
     rows = encode_rows(rows)
-    schema = _schema(enumerate(rows), place="the list of rows")
+    schema = table_schema(enumerate(rows), place="the list of rows")
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
     return Dataset.from_dict(
         {column: table.column(column) for column in schema.names}, features=Features.from_arrow_schema(schema)
@@ -129,7 +129,7 @@ def _from_list(rows: Sequence[Any]) -> Dataset:
 
 
 def _load_file(path: Path) -> Dataset:
-    schema = _schema(_numbered_rows(path), place=str(path))
+    schema = table_schema(numbered_rows(path), place=str(path))
     if not schema.names:
         raise DataError(f"{str(path)!r} has no rows; give at least one.")
     stamp = path.stat()
@@ -144,13 +144,21 @@ def _load_file(path: Path) -> Dataset:
 
 def _generate(path: str, size: int, changed: int) -> Iterator[dict[str, Any]]:
     """Rows with every key of the file; size and time of change are there to be part of the cache's key."""
-    schema = _schema(_numbered_rows(Path(path)), place=path)
-    for chunk in _chunks(_numbered_rows(Path(path))):
+    schema = table_schema(numbered_rows(Path(path)), place=path)
+    for chunk in _chunks(numbered_rows(Path(path))):
         yield from pa.Table.from_pylist([dict(row) for _, row in chunk], schema=schema).to_pylist()
 
 
-def _numbered_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Rows of a file, numbered from 0, blank lines left out."""
+def numbered_rows(path: Path, on_fault: Callable[[DataError], None] | None = None) -> Iterator[tuple[int, Any]]:
+    """Rows of a file, numbered from 0, blank lines left out.
+
+    Args:
+        path: a file of JSON, JSON lines or CSV.
+        on_fault: is told of each line that is no JSON, which is left out.
+
+    Raises:
+        DataError: a line is no JSON, and there is no `on_fault`.
+    """
     if path.name.removesuffix(".gz").endswith(".csv"):
         yield from enumerate(_csv_rows(path))
         return
@@ -163,7 +171,14 @@ def _numbered_rows(path: Path) -> Iterator[tuple[int, Any]]:
             return
         numbered = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
         for row, (number, line) in enumerate(numbered):
-            yield row, _parse(line, path, f"line {number} (row {row})")
+            try:
+                parsed = _parse(line, path, f"line {number} (row {row})")
+            except DataError as error:
+                if on_fault is None:
+                    raise
+                on_fault(error)
+            else:
+                yield row, parsed
 
 
 def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -207,7 +222,7 @@ def _chunks(rows: Iterable[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:
         yield chunk
 
 
-def _schema(rows: Iterable[tuple[int, Any]], *, place: str) -> pa.Schema:
+def table_schema(rows: Iterable[tuple[int, Any]], *, place: str) -> pa.Schema:
     """The types of all columns over all rows.
 
     Raises:
@@ -222,7 +237,7 @@ def _schema(rows: Iterable[tuple[int, Any]], *, place: str) -> pa.Schema:
             schema = _widen(schema, [row for _, row in chunk])
         except ARROW_ERRORS:
             for index, row in chunk:
-                schema = _widen_by_row(schema, row, f"{place}, row {index}")
+                schema = widen_by_row(schema, row, f"{place}, row {index}")
     return schema
 
 
@@ -232,7 +247,12 @@ def _widen(schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> pa.Schema:
     return pa.unify_schemas([schema, pa.schema(fields)], promote_options="permissive")
 
 
-def _widen_by_row(schema: pa.Schema, row: Mapping[str, Any], where: str) -> pa.Schema:
+def widen_by_row(schema: pa.Schema, row: Mapping[str, Any], where: str) -> pa.Schema:
+    """The types of all columns with those of one more row.
+
+    Raises:
+        DataError: a value does not fit the type that its column has so far.
+    """
     for column, value in row.items():
         try:
             schema = _widen(schema, [{column: value}])

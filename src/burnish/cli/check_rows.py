@@ -1,0 +1,122 @@
+"""Whether the rows that a run file names can be trained on, as far as it shows in the first of them without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from burnish.cli.methods import METHODS
+from burnish.cli.sources import data_sources
+from burnish.data.check import RowCheck, RowRules, check_preferences
+from burnish.data.errors import NUM_NAMED_ROWS, DataError
+from burnish.data.peek import Peek, local_file, peek
+from burnish.data.truncate import TruncationPolicy
+from burnish.models.size import ModelSize
+
+
+@dataclass(frozen=True)
+class SourceCheck:
+    """What is known of one source of rows.
+
+    Attributes:
+        key: its key in the run file.
+        source: its name.
+        num_rows: rows of it; None if they were not counted.
+        num_checked: the first so many were looked at.
+        rows: what became of them; None if they could not be looked at.
+        problems: what is wrong, a sentence each.
+        lines: what was found, for a person.
+    """
+
+    key: str
+    source: str
+    num_rows: int | None
+    num_checked: int
+    rows: RowCheck | None
+    problems: tuple[str, ...]
+    lines: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """In short, as plain values for JSON."""
+        return {
+            "key": self.key,
+            "source": self.source,
+            "num_rows": self.num_rows,
+            "num_checked": self.num_checked,
+            "forms": {} if self.rows is None else dict(self.rows.forms),
+            "bad_rows": [] if self.rows is None else [vars(bad) for bad in self.rows.bad_rows],
+        }
+
+
+def check_sources(
+    document: Mapping[str, Any],
+    broken: frozenset[str],
+    *,
+    truncation: TruncationPolicy,
+    drops: bool,
+    size: ModelSize | None,
+) -> list[SourceCheck]:
+    """Look at every source of rows whose key is sound, if the method reads preferences.
+
+    Args:
+        document: the run file.
+        broken: keys that are wrong.
+        truncation: the lengths that rows may have.
+        drops: bad rows are left out in training.
+        size: of the model, if it is on this machine.
+    """
+    data = document.get("data")
+    if not isinstance(data, Mapping) or not reads_preferences(document):
+        return []
+    rules = RowRules(
+        truncation=truncation,
+        vocabulary=None if size is None or size.shape is None else size.shape.vocabulary,
+        reads_images=None if size is None else size.reads_images,
+    )
+    keys = {".".join(path): source for path, source in data_sources(data)}
+    return [_check_source(key, source, rules, drops=drops) for key, source in keys.items() if key not in broken]
+
+
+def reads_preferences(document: Mapping[str, Any]) -> bool:
+    """Whether the method of a run file, or the first one if it names none, trains on preferences."""
+    method = document.get("method", next(iter(METHODS)))
+    return isinstance(method, str) and method in METHODS and METHODS[method].reads_preferences
+
+
+def _check_source(key: str, source: str, rules: RowRules, *, drops: bool) -> SourceCheck:
+    path = local_file(source)
+    if path is None:
+        line = f"{key}: {source} is a name on the hub; its rows are looked at when the run begins"
+        return SourceCheck(key, source, None, 0, None, (), (line,))
+    found = peek(path)
+    problems = [*_first(found.faults)]
+    rows: RowCheck | None = None
+    if found.rows is not None:
+        try:
+            rows = check_preferences(found.rows, found.indices, name=source, rules=rules)
+        except DataError as error:
+            problems.append(str(error).replace("\n", " "))
+    lines = [] if rows is None else list(_lines(key, source, found, rows))
+    if rows is not None and rows.bad_rows:
+        told = list(_first(list(map(str, rows.bad_rows))))
+        if drops and rows.forms:
+            lines += [f"  {len(rows.bad_rows)} of them will be dropped:", *(f"    {line}" for line in told)]
+        else:
+            problems += told
+    keyed = tuple(f"{key}: {problem}" for problem in problems)
+    return SourceCheck(key, source, found.num_rows, len(found.indices), rows, keyed, tuple(lines))
+
+
+def _lines(key: str, source: str, found: Peek, rows: RowCheck) -> Iterator[str]:
+    of = "" if found.num_rows is None else f" of {found.num_rows:,}"
+    forms = ", ".join(f"{count:,} {form}" for form, count in rows.forms.items()) or "none that can be trained on"
+    yield f"{key}: {source}, the first {len(found.indices):,}{of} rows checked: {forms}"
+    if rows.ignored_columns:
+        yield f"  not read: {', '.join(rows.ignored_columns)}"
+
+
+def _first(faults: Sequence[str]) -> Iterator[str]:
+    yield from faults[:NUM_NAMED_ROWS]
+    if len(faults) > NUM_NAMED_ROWS:
+        yield f"… and {len(faults) - NUM_NAMED_ROWS} more"
