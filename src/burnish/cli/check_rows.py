@@ -37,6 +37,11 @@ class SourceCheck:
     problems: tuple[str, ...]
     lines: tuple[str, ...]
 
+    @property
+    def is_trained(self) -> bool:
+        """Its rows are trained on, not held out."""
+        return self.key.split(".")[:2] == ["data", "train"]
+
     def as_dict(self) -> dict[str, Any]:
         """In short, as plain values for JSON."""
         return {
@@ -74,7 +79,7 @@ def check_sources(
         vocabulary=None if size is None or size.shape is None else size.shape.vocabulary,
         reads_images=None if size is None else size.reads_images,
     )
-    keys = {".".join(path): source for path, source in data_sources(data)}
+    keys = {".".join(map(str, path)): source for path, source in data_sources(data)}
     return [_check_source(key, source, rules, drops=drops) for key, source in keys.items() if key not in broken]
 
 

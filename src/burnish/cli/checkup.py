@@ -19,7 +19,7 @@ from burnish.cli.estimates import (
 from burnish.cli.rules import option_values
 from burnish.cli.runfile import RunFile, RunFileError, examine, whole
 from burnish.cli.validate import training_schema
-from burnish.data.check import within
+from burnish.data.check import RowCheck, within
 from burnish.data.truncate import TruncationPolicy
 from burnish.models.size import ModelFileError, ModelSize, read_model_size
 
@@ -141,9 +141,9 @@ def _with_estimates(
     if size is None:
         line = f"model: {document.get('model')} is not here to be read, so memory and disk are not estimated"
         return replace(found, lines=(*found.lines, line))
-    train = next((source for source in found.sources if source.key == "data.train"), None)
-    num_rows = None if train is None or train.num_rows is None else train.num_rows - (values["data.eval_rows"] or 0)
-    rows = None if train is None or train.rows is None else within(train.rows, truncation)
+    num_rows = _num_trained(found.sources)
+    num_rows = None if num_rows is None else num_rows - (values["data.eval_rows"] or 0)
+    rows = _longest(found.sources, truncation)
     memory = estimate_memory(document, values, size, rows) if reads_preferences(document) else None
     disk = estimate_disk(document, values, size, num_rows)
     too_little = f"memory may not suffice: {LESS_MEMORY}" if memory is not None and memory.is_too_much else None
@@ -173,8 +173,19 @@ def _sound_values(document: Mapping[str, Any], broken: frozenset[str]) -> dict[s
 
 def _split_problems(values: Mapping[str, Any], sources: Sequence[SourceCheck]) -> list[str]:
     """`eval_rows` must leave a row to train on."""
-    train = next((source for source in sources if source.key == "data.train"), None)
-    wanted = values["data.eval_rows"]
-    if train is None or not train.num_rows or wanted is None or wanted < train.num_rows:
+    num_rows, wanted = _num_trained(sources), values["data.eval_rows"]
+    if not num_rows or wanted is None or wanted < num_rows:
         return []
-    return [f"data.eval_rows: is {wanted}; allowed: 1 to {train.num_rows - 1}, of {train.num_rows} rows"]
+    return [f"data.eval_rows: is {wanted}; allowed: 1 to {num_rows - 1}, of {num_rows} rows"]
+
+
+def _num_trained(sources: Sequence[SourceCheck]) -> int | None:
+    """Rows of all training sources, or None if they are not all counted."""
+    numbers = [source.num_rows for source in sources if source.is_trained]
+    return sum(filter(None, numbers)) if numbers and None not in numbers else None
+
+
+def _longest(sources: Sequence[SourceCheck], truncation: TruncationPolicy) -> RowCheck | None:
+    """Of the training sources that were looked at, the one with the longest rows, within their limits."""
+    checks = [within(source.rows, truncation) for source in sources if source.is_trained and source.rows is not None]
+    return max(checks, key=lambda rows: rows.num_answers * (rows.prompt_tokens + rows.answer_tokens), default=None)
