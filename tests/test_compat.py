@@ -86,6 +86,19 @@ def test_checkpointing_under_both_names(old, new, default, expected):
     assert (config.gradient_checkpointing, config.activation_checkpointing) == (expected, expected)
 
 
+def test_checkpointing_is_not_reentrant_unless_asked_for():
+    for given, expected in (
+        ({"preserve_rng_state": False}, {"use_reentrant": False, "preserve_rng_state": False}),
+        ({"use_reentrant": True}, {"use_reentrant": True}),
+        (None, None),
+    ):
+        config = DPOConfig(output_dir="unused", gradient_checkpointing=True, gradient_checkpointing_kwargs=given)
+        assert config.gradient_checkpointing
+        assert config.gradient_checkpointing_kwargs == expected
+        if "activation_checkpointing" in vars(config):  # its name since transformers 5.23
+            assert vars(config)["activation_checkpointing_kwargs"] == expected
+
+
 def test_checkpointing_under_one_name_adds_no_other():
     class OldOnly:
         gradient_checkpointing = None

@@ -20,10 +20,6 @@ MINIMUM_TRANSFORMERS = (5, 19)
 # Field of TRL 1.16 or 0.25 -> the values that mean "off".
 UNBUILT_DPO: dict[str, tuple[Any, ...]] = {
     "padding_free": (False,),
-    "model_adapter_name": (None,),
-    "ref_adapter_name": (None,),
-    "ref_model_init_kwargs": (None,),
-    "force_use_ref_model": (False,),
     "generate_during_eval": (False,),
     "activation_offloading": (False,),
     "use_logits_to_keep": (False,),
@@ -54,8 +50,11 @@ def resolve_checkpointing(config: Any, *, default: bool) -> None:
     """Settle activation checkpointing, which transformers 5.23 renamed, under whichever names there are."""
     names = [n for n in ("activation_checkpointing", "gradient_checkpointing") if hasattr(config, n)]
     given = [getattr(config, name) for name in names if getattr(config, name) is not None]
+    keywords = [kwargs for name in names if (kwargs := getattr(config, f"{name}_kwargs", None))]
     for name in names:
         setattr(config, name, given[0] if given else default)
+        if keywords and isinstance(keywords[0], Mapping):  # torch asks for use_reentrant wherever there is another
+            setattr(config, f"{name}_kwargs", {"use_reentrant": False, **keywords[0]})
 
 
 def accept_trl_fields(unbuilt: Mapping[str, tuple[Any, ...]]) -> Callable[[type[Config]], type[Config]]:

@@ -20,6 +20,7 @@ def make_trainer(
     rows: list[dict[str, Any]] | None = None,
     ref_seed: int | None = 1,
     trainer_class: type[DPOTrainer] = DPOTrainer,
+    peft: dict[str, Any] | None = None,
     **options: Any,
 ) -> DPOTrainer:
     """A DPO trainer of a tiny model; the reference differs from the policy unless `ref_seed` is None."""
@@ -42,6 +43,7 @@ def make_trainer(
         ref_model=None if ref_seed is None else make_model(ref_seed, dtype),
         train_dataset=make_rows(NUM_ROWS) if rows is None else rows,
         processing_class=make_tokenizer(),
+        peft_config=peft,
     )
 
 
@@ -51,7 +53,7 @@ def step_gradients(trainer: DPOTrainer) -> list[torch.Tensor]:
     own = trainer._clip_grad_norm
 
     def record(model: torch.nn.Module) -> Any:
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]).clone())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]).clone())
         return own(model)
 
     trainer._clip_grad_norm = record

@@ -108,10 +108,11 @@ def _score(
         )
     rows = run_rows(trunk_of(model), batch, output_router_logits="aux_loss" in needs)
     hidden = rows.hidden  # (N, T+1, H)
-    if needs == AS_TEACHER:
-        return {"teacher": Teacher(hidden, head_of(model).weight, head_of(model).bias, spec)}
     mask, head = batch.loss_mask, head_of(model)
+    if needs == AS_TEACHER:
+        return {"teacher": Teacher(hidden, head.weight, head.bias, spec)}
     states = hidden[:, :-1][mask]  # (R, H)
+    states = states.to(torch.promote_types(states.dtype, head.weight.dtype))  # a float32 adapter on a bfloat16 head
     stats = score_tokens(
         states, head.weight, head.bias, batch.completion_ids[mask], spec=spec, needs=needs & set(STATISTICS)
     )

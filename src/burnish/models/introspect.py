@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from burnish.models.head_layer import Head, UnsupportedModelError, head_matrix
+
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -24,10 +26,6 @@ SOFTCAP_NAME = "final_logit_softcapping"
 PROBE_TOKENS = 6
 NUM_EXPERTS_NAMES = ("num_experts", "num_local_experts")
 BALANCING_PARAMETERS = {"gate_logits", "num_experts", "top_k", "attention_mask"}
-
-
-class UnsupportedModelError(ValueError):
-    """A model whose trunk or head Burnish cannot score exactly."""
 
 
 @dataclass(frozen=True)
@@ -71,19 +69,30 @@ def places_tokens(trunk: nn.Module) -> bool:
     return hasattr(trunk, "get_rope_index")
 
 
-def head_of(model: PreTrainedModel) -> nn.Linear:
-    """The model's output layer, (V, H) with an optional bias.
+def head_of(model: PreTrainedModel) -> Head:
+    """The matrix and bias of the model's output layer, with the adapter that is active on it.
 
     Raises:
-        UnsupportedModelError: the model has none, or it is not a plain linear layer.
+        UnsupportedModelError: the model has none, or it is no matrix.
     """
-    head = model.get_output_embeddings()
-    if type(head) is not nn.Linear:
-        raise UnsupportedModelError(
-            f"the head of {type(model).__name__} is {type(head).__name__}, not a plain torch.nn.Linear, "
-            "so its log-probs cannot be computed in tiles. Quantised and adapted heads are not built yet."
-        )
-    return head
+    return head_matrix(model.get_output_embeddings(), owner=type(model).__name__)
+
+
+def is_quantised(model: PreTrainedModel) -> bool:
+    """Weights of the model are kept in few bits, so that they cannot be trained themselves."""
+    return bool(getattr(model, "is_quantized", False))
+
+
+def quantisation_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """What a quantised model keeps beside its weights to read them, such as scales; [] for others."""
+    if not any(getattr(module, "is_quantized", False) for module in model.modules()):
+        return []
+    known = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    return [
+        (name, value)
+        for name, value in model.state_dict().items()
+        if name not in known and isinstance(value, torch.Tensor)
+    ]
 
 
 @torch.no_grad()

@@ -11,17 +11,21 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from burnish.models.adapter_files import attach_adapter, base_name, is_adapter_directory
+from burnish.models.adapters import is_adapted, plain_model
 from burnish.models.embedded import EMBEDDED, EmbeddedModel
 from burnish.models.introspect import configured_end_ids
 from burnish.models.vision import is_vision_config, load_processor
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+TOKENIZER = "tokenizer_config.json"
 HUB_OPTIONS = ("trust_remote_code", "revision", "token", "cache_dir", "subfolder", "local_files_only", "code_revision")
 
 
@@ -47,42 +51,61 @@ def resolve_model(name: str) -> str:
 
 
 def load_policy(
-    model: str | os.PathLike[str] | PreTrainedModel,
+    model: str | os.PathLike[str] | PreTrainedModel | PeftModel,
     *,
     trust_remote_code: bool = False,
     init_kwargs: dict[str, Any] | None = None,
-) -> PreTrainedModel:
+    quantization_config: Any = None,
+    option: str = "model_init_kwargs",
+) -> PreTrainedModel | PeftModel:
     """A causal model: the given one, or loaded by name, in float32 unless `init_kwargs` has another dtype.
 
-    A checkpoint of a model that reads images is loaded as that model.
+    A checkpoint of a model that reads images is loaded as that model. A directory with a saved adapter is loaded with
+    the model that it belongs to.
+
+    Args:
+        model: a name, a path, or a model.
+        trust_remote_code: run Python code that comes with the model.
+        init_kwargs: keywords for `from_pretrained`.
+        quantization_config: one of them: as transformers takes it.
+        option: what `init_kwargs` is called in an error.
 
     Raises:
         TypeError: not a name, a path or a transformers model.
+        ValueError: options of loading for a model that is loaded.
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
-    if isinstance(model, PreTrainedModel):
-        if init_kwargs:
-            raise ValueError("model_init_kwargs is for models given by name; this model is loaded already")
-        return model
+    quantised = {} if quantization_config is None else {"quantization_config": quantization_config}
+    if isinstance(model, PreTrainedModel) or is_adapted(cast("Any", model)):
+        if init_kwargs or quantised:
+            given = option if init_kwargs else "quantization_config"
+            raise ValueError(f"{given} is for models given by name; this model is loaded already")
+        return cast("PreTrainedModel | PeftModel", model)
     if not isinstance(model, str | os.PathLike):
         raise TypeError(
-            f"model is {type(model).__name__}; give a name, a path, or a transformers PreTrainedModel (a causal model)"
+            f"model is {type(model).__name__}; give a name, a path, or a transformers PreTrainedModel (a causal model) "
+            "or PeftModel"
         )
-    kwargs = {"dtype": torch.float32, "trust_remote_code": trust_remote_code, **(init_kwargs or {})}
+    kwargs = {"dtype": torch.float32, "trust_remote_code": trust_remote_code, **(init_kwargs or {}), **quantised}
     path = resolve_model(os.fspath(model))
+    if is_adapter_directory(path):
+        base = load_policy(base_name(path), trust_remote_code=trust_remote_code, init_kwargs=kwargs)
+        return attach_adapter(cast("PreTrainedModel", base), path)
     config = _load_config(path, {name: value for name, value in kwargs.items() if name in HUB_OPTIONS})
     auto_class: Any = AutoModelForImageTextToText if is_vision_config(config) else AutoModelForCausalLM
     return auto_class.from_pretrained(path, **kwargs)
 
 
 def load_tokenizer(
-    model: str | os.PathLike[str] | PreTrainedModel,
+    model: str | os.PathLike[str] | PreTrainedModel | PeftModel,
     *,
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> PreTrainedTokenizerBase | ProcessorMixin:
     """The tokenizer that belongs to a model; the processor if the model reads images.
+
+    Beside a saved adapter lies the tokenizer that it was trained with, if any; else it is that of its model.
 
     Raises:
         ValueError: a model that exists only in memory does not say which tokenizer it needs.
@@ -90,12 +113,14 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     is_name = isinstance(model, str | os.PathLike)
-    name = os.fspath(model) if is_name else model.config._name_or_path
+    name = os.fspath(model) if is_name else plain_model(model).config._name_or_path
     if not name:
         raise ValueError("a model that exists only in memory has no tokenizer: pass processing_class=<tokenizer>")
     path = resolve_model(name)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision or "main"}
-    config = _load_config(path, options) if is_name else model.config
+    of_model = resolve_model(base_name(path)) if is_adapter_directory(path) else path
+    path = path if (Path(path) / TOKENIZER).is_file() else of_model
+    config = _load_config(of_model, options) if is_name else plain_model(model).config
     if is_vision_config(config):
         return load_processor(path, config=config, **options)
     return AutoTokenizer.from_pretrained(path, **options)

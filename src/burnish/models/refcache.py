@@ -23,7 +23,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from burnish.models.adapter_reference import AdapterReference
+from burnish.models.adapter_summary import adapter_settings
 from burnish.models.forward import forward
+from burnish.models.introspect import quantisation_tensors
 from burnish.models.load import cache_directory
 from burnish.models.reference import FromColumns, FrozenModel, ModelReference, sampled_fingerprint
 
@@ -177,11 +180,22 @@ def content_fingerprint(reference: ModelReference) -> str:
     """
     if isinstance(reference, FrozenModel | StartingPolicy):
         return model_fingerprint(reference.model)
+    if isinstance(reference, AdapterReference):
+        adapters = [] if reference.adapter is None else [reference.adapter]
+        return model_fingerprint(reference.model, reference.tensors(), adapters=adapters)
     raise TypeError(f"{type(reference).__name__} has no model whose weights could be hashed")
 
 
-def model_fingerprint(model: nn.Module) -> str:
-    """32 hexadecimal digits over the configuration and every value of a model; a tied weight counts once."""
+def model_fingerprint(
+    model: nn.Module, tensors: Iterable[tuple[str, Tensor]] | None = None, *, adapters: Iterable[str] | None = None
+) -> str:
+    """32 hexadecimal digits over the configuration and every value of a model; a tied weight counts once.
+
+    Args:
+        model: bare, or with adapters.
+        tensors: the values by name, if they are not all that the model has.
+        adapters: the adapters whose configuration counts; all if None.
+    """
     from transformers import PreTrainedModel
 
     digest = hashlib.blake2b(digest_size=16)
@@ -189,7 +203,11 @@ def model_fingerprint(model: nn.Module) -> str:
     if inner is not None:
         config, attention = _relevant(inner.config.to_dict()), inner.config._attn_implementation
         digest.update(json.dumps([type(inner).__name__, attention, config], sort_keys=True, default=str).encode())
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+    settings = adapter_settings(model)
+    if chosen := {name: settings[name] for name in (settings if adapters is None else adapters)}:
+        digest.update(json.dumps(chosen, sort_keys=True, default=str).encode())
+    values = tensors or [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in [*values, *quantisation_tensors(model)]:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         for chunk in tensor.detach().reshape(-1).split(CHUNK):
             digest.update(chunk.cpu().view(torch.uint8).numpy().data)

@@ -9,10 +9,12 @@ import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from operator import itemgetter
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from burnish.models.adapters import plain_model
 from burnish.models.forward import forward, install_forward, teacher_of
 
 if TYPE_CHECKING:
@@ -204,8 +206,13 @@ class NoReference:
 
 def sampled_fingerprint(model: nn.Module) -> str:
     """Hash of every parameter's name and of 64 of its values: quick, and different for different training states."""
+    return sampled_hash(model.named_parameters())
+
+
+def sampled_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """The same of any tensors with names."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.named_parameters()):
+    for name, tensor in sorted(tensors, key=itemgetter(0)):
         values = tensor.detach().flatten()
         sample = values[:: max(1, values.numel() // SAMPLED_VALUES)].double().cpu()
         digest.update(name.encode() + sample.numpy().tobytes())
@@ -219,5 +226,5 @@ def frozen_copy(model: PreTrainedModel) -> FrozenModel:
 
 def given_model(model: PreTrainedModel) -> FrozenModel:
     """A reference that the user passed as `ref_model`."""
-    install_forward(model)
+    install_forward(plain_model(model))
     return FrozenModel(model, description=f"the given ref_model, {type(model).__name__}")

@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 
 from burnish.compat import check_versions
 from burnish.metrics import MetricBuffer
+from burnish.models.adapters import adapt, plain_model
 from burnish.models.forward import install_forward
 from burnish.models.introspect import disable_dropout, end_token_ids, reads_images
 from burnish.models.load import load_policy, load_tokenizer
@@ -37,6 +38,7 @@ from burnish.trainers.running import RunningMixin
 from burnish.types import LossOutput, Mean, TokenBatch, wide
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
@@ -45,7 +47,8 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PersistenceMixin, 
     """Trains a policy on parcels. Abstract: a subclass defines `loss`.
 
     Args:
-        model: a causal model, its name or path, or the short name of an embedded one.
+        model: a causal model, its name or path, or the short name of an embedded one; or a `PeftModel`, or the
+            directory of a saved adapter.
         args: the options; a subclass's `config_class` with its defaults if None.
         train_dataset: rows, a `datasets.Dataset`, a path (.jsonl, .json, .parquet, .csv), or a hub name.
         eval_dataset: the same, or a mapping of names to several.
@@ -54,8 +57,9 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PersistenceMixin, 
         data_collator: rows to parcels; `PreferenceCollator` if None.
         callbacks: as in `transformers.Trainer`.
         optimizers: as in `transformers.Trainer`.
-        peft_config: refused: not built yet.
-        quantization_config: refused: not built yet.
+        peft_config: of a new adapter, which is trained instead of the model; a configuration of PEFT, or a mapping of
+            its fields and `type`.
+        quantization_config: for `from_pretrained` when the model is given by name; needs an adapter.
 
     Raises:
         ValueError: an option or combination that is not supported; the message says which and what to do.
@@ -66,10 +70,11 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PersistenceMixin, 
     config_class: type[PolicyConfig] = PolicyConfig
     couples_rows = False
     follows: frozenset[tuple[str, float | None]] = frozenset()  # metrics whose running means the loss reads
+    model_adapter_name: str | None = None  # of the adapter that is trained, where that is not the only or the new one
 
     def __init__(
         self,
-        model: str | PreTrainedModel,
+        model: str | PreTrainedModel | PeftModel,
         args: PolicyConfig | None = None,
         *,
         train_dataset: Any = None,
@@ -82,18 +87,25 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PersistenceMixin, 
         quantization_config: Any = None,
     ) -> None:
         check_versions()
-        _refuse_unbuilt(peft_config=peft_config, quantization_config=quantization_config)
         options = self.checked_args(args)
         remote = options.trust_remote_code
         self.processing_class = processing_class or load_tokenizer(model, trust_remote_code=remote)
         self.tokenizer = tokenizer_of(self.processing_class)
-        policy = load_policy(model, trust_remote_code=remote, init_kwargs=init_kwargs_of(options))
+        loaded = load_policy(
+            model,
+            trust_remote_code=remote,
+            init_kwargs=init_kwargs_of(options),
+            quantization_config=quantization_config,
+        )
+        policy = adapt(loaded, peft_config, adapter=self.model_adapter_name, seed=options.seed)
+        self.has_new_adapter = peft_config is not None
         self.num_dropouts_disabled = disable_dropout(policy) if options.disable_dropout else 0
-        install_forward(policy)
-        check_processing_class(policy, self.processing_class)
-        if reads_images(policy) and options.ddp_find_unused_parameters is None:
-            options.ddp_find_unused_parameters = True  # a rank whose rows have no image does not run the vision tower
-        self.end_token_ids = end_token_ids(policy, self.tokenizer)
+        plain = plain_model(policy)
+        install_forward(plain)
+        check_processing_class(plain, self.processing_class)
+        if options.ddp_find_unused_parameters is None:  # a rank whose rows have no image does not run the vision tower
+            options.ddp_find_unused_parameters = reads_images(plain) or None
+        self.end_token_ids = end_token_ids(plain, self.tokenizer)
         self.args, self.data_reports, self.estimates = options, {}, {}
         self.run = None
         self.metric_buffer = MetricBuffer()
@@ -102,7 +114,7 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PersistenceMixin, 
         self.running_means = RunningMeans(self.follows)
         self._step_started: float | None = None  # set by the first step, so that what comes before it is not counted
         super().__init__(
-            model=policy,
+            model=cast("Any", policy),
             args=options,
             data_collator=cast("Any", data_collator or self._make_collator()),
             train_dataset=None if train_dataset is None else self._prepare_dataset(train_dataset, "train"),
@@ -258,12 +270,6 @@ class _FollowPolicy(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.follow_policy()
-
-
-def _refuse_unbuilt(**arguments: Any) -> None:
-    for name, value in arguments.items():
-        if value is not None:
-            raise ValueError(f"{name} is not built yet, see docs/limits.md: remove it, or prepare the model yourself")
 
 
 def _refuse_environment(trainer: PolicyTrainer) -> None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from jaxtyping import Float
+    from peft import PeftModel
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
@@ -87,8 +88,8 @@ class DPOTrainer(PolicyTrainer):
 
     Args:
         ref_model: the reference policy, a model or a name. If None: the data set's `ref_chosen_logps` and
-            `ref_rejected_logps` where it has them, the policy without its new adapter, else a frozen copy of the
-            policy, taken now. Losses that read no reference have none.
+            `ref_rejected_logps` where it has them; the policy without its new adapter, or a copy of the adapter that
+            it came with; else a frozen copy of the policy, taken now. Losses that read no reference have none.
 
     Source: Rafailov et al., "Direct Preference Optimization" (2305.18290).
     """
@@ -98,15 +99,16 @@ class DPOTrainer(PolicyTrainer):
 
     def __init__(
         self,
-        model: str | PreTrainedModel,
+        model: str | PreTrainedModel | PeftModel,
         args: DPOConfig | None = None,
         *,
-        ref_model: str | PreTrainedModel | None = None,
+        ref_model: str | PreTrainedModel | PeftModel | None = None,
         **kwargs: Any,
     ) -> None:
         options = self.checked_args(args)
         self.losses = bind_losses(options)
         self.couples_rows, self.follows = self.losses.couple_rows, self.losses.follows
+        self.model_adapter_name = options.model_adapter_name
         super().__init__(model, options, **kwargs)
         self.aux_loss_coef = router_aux_loss_coef(self.model, options.router_aux_loss_coef)
         self.needs = self._needs()

@@ -36,6 +36,8 @@ class Host(Trainer):
         tokenizer: the processing class, or its tokenizer with its chat template.
         data_reports: what was cut, dropped or left out of each data set, by its name.
         estimates: mean, weight and standard error of each metric of the latest evaluations, by prefixed name.
+        num_dropouts_disabled: how many dropout probabilities were set to 0.
+        has_new_adapter: the adapter that is trained was made for this run.
         end_token_ids: the tokens that end an answer.
         metric_buffer: sums of the metrics since the last log line.
         guard: lets only finite steps reach the optimizer.
@@ -64,6 +66,8 @@ class Host(Trainer):
         lr_scheduler: torch.optim.lr_scheduler.LRScheduler
         data_reports: dict[str, DataReport]
         estimates: dict[str, Estimate]
+        num_dropouts_disabled: int
+        has_new_adapter: bool
         end_token_ids: tuple[int, ...]
         findings: list[Finding]
         metric_buffer: MetricBuffer

@@ -7,16 +7,20 @@ final place, checksummed and renamed last; on resume it is verified, and a damag
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from transformers.trainer_callback import ExportableState
 
+from burnish.models.adapter_files import load_adapter_weights, save_adapter
+from burnish.models.adapter_summary import adapter_settings
+from burnish.models.adapters import is_adapted
 from burnish.runtime import checkpoint, distributed
 from burnish.runtime.rng import restore_rng_state, rng_state
 from burnish.runtime.tree import load_tree, save_tree
 from burnish.trainers.host import Host
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from torch import nn
 
 
@@ -105,13 +109,29 @@ class PersistenceMixin(Host):
         if not self.args.should_save:
             return
         Path(directory).mkdir(parents=True, exist_ok=True)
-        # The names of some families on the hub are not those of the model, which resuming needs.
-        is_checkpoint = Path(directory).name.startswith(checkpoint.UNFINISHED)
-        self.accelerator.unwrap_model(self.model).save_pretrained(
-            directory, state_dict=state_dict, save_original_format=not is_checkpoint
-        )
+        model = self.accelerator.unwrap_model(self.model)
+        if is_adapted(model):
+            save_adapter(model, directory)
+        else:
+            # The names of some families on the hub are not those of the model, which resuming needs.
+            is_checkpoint = Path(directory).name.startswith(checkpoint.UNFINISHED)
+            model.save_pretrained(directory, state_dict=state_dict, save_original_format=not is_checkpoint)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(directory)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The weights of a checkpoint; with adapters those of the adapter alone, in place."""
+        if is_adapted(self.model):
+            load_adapter_weights(cast("PeftModel", self.model), Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        best = self.state.best_model_checkpoint
+        if best is not None and is_adapted(self.model):
+            load_adapter_weights(cast("PeftModel", self.model), Path(best))
+        else:
+            super()._load_best_model()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -153,6 +173,7 @@ class PersistenceMixin(Host):
         return {
             "world_size": self.args.world_size,
             "train_data": None if train is None else train.fingerprint,
+            **({"adapters": settings} if (settings := adapter_settings(self.model)) else {}),
             **self.binding(),
             **{name: value for name, value in self.args.resolved().items() if binds(name)},
         }

@@ -1,6 +1,7 @@
 """Which reference a preference trainer has: decided here, once, from its options, its data and its model.
 
-reference_free > columns of the data set > none, if no loss reads one > ref_model > the policy as it is now
+reference_free > columns of the data set > none, if no loss reads one > ref_model
+> the policy's model with its adapter off, or with another one > a copy of the policy as it is now
 and that model stays, or moves with the policy, or is asked for all rows once, before the first step
 """
 
@@ -9,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from burnish.data.kwise import KWISE_REF_COLUMN, KWISE_TOKEN_COLUMN
 from burnish.data.numbers import REF_COLUMNS, TOKEN_COLUMNS
+from burnish.models.adapter_reference import adapter_reference
+from burnish.models.adapters import is_adapted
 from burnish.models.load import load_policy
 from burnish.models.moving import (
     BemaReference,
@@ -28,6 +31,7 @@ from burnish.trainers.config import PolicyConfig, arg
 from burnish.trainers.precompute import check_can_precompute
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from torch import nn
     from transformers import PreTrainedModel
 
@@ -58,6 +62,13 @@ class ReferenceOptions(PolicyConfig):
     ref_model_bema: dict[str, Any] | None = arg(
         None, "Move the reference along a corrected average of the policy (BEMA), with these options; {} for defaults."
     )
+
+    ref_model_init_kwargs: dict[str, Any] | None = arg(
+        None, "Keywords for from_pretrained when ref_model is given by name."
+    )
+    model_adapter_name: str | None = arg(None, "The adapter that is trained, of several; or the name of the new one.")
+    ref_adapter_name: str | None = arg(None, "The adapter of the policy's model that is the reference.")
+    force_use_ref_model: bool = arg(False, "Use ref_model with an adapted policy, which is what happens anyway.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,7 +117,7 @@ def mover(options: ReferenceOptions) -> Callable[..., MovingReference] | None:
     return partial(BemaReference, schedule=BemaSchedule.of(options.ref_model_bema))
 
 
-def make_reference(trainer: DPOTrainer, ref_model: str | PreTrainedModel | None) -> Reference:
+def make_reference(trainer: DPOTrainer, ref_model: str | PreTrainedModel | PeftModel | None) -> Reference:
     """The reference of a trainer whose model and data are ready.
 
     Raises:
@@ -121,6 +132,7 @@ def make_reference(trainer: DPOTrainer, ref_model: str | PreTrainedModel | None)
         columns=columns or (),
         need_reference=trainer.losses.need_reference,
         needs=trainer.losses.needs,
+        has_new_adapter=trainer.has_new_adapter,
     )
     if trainer.args.precompute_ref_log_probs:
         others = held_out if isinstance(held_out, Mapping) else {"eval": held_out}
@@ -132,12 +144,13 @@ def make_reference(trainer: DPOTrainer, ref_model: str | PreTrainedModel | None)
 
 def choose_reference(
     policy: PreTrainedModel,
-    ref_model: str | PreTrainedModel | None,
+    ref_model: str | PreTrainedModel | PeftModel | None,
     options: ReferenceOptions,
     *,
     columns: Collection[str] = (),
     need_reference: bool = True,
     needs: Collection[str] = (),
+    has_new_adapter: bool = False,
 ) -> Reference:
     """One of the references, of what is known about the run.
 
@@ -148,6 +161,7 @@ def choose_reference(
         columns: of the training rows.
         need_reference: whether any loss reads the reference.
         needs: what the losses ask of the forward.
+        has_new_adapter: the policy's adapter was made for this run.
 
     Raises:
         ValueError: two references at once, or an option that would have no effect.
@@ -155,16 +169,21 @@ def choose_reference(
     own = [column for column in (*SUMS, *TOKENS) if column in columns]
     _refuse_two(policy, ref_model, options, own=own)
     _refuse_idle(ref_model, options, own=own, need_reference=need_reference)
+    _refuse_idle_names(policy, ref_model, options, own=own, need_reference=need_reference)
     if options.reference_free:
         return NoReference("reference_free=True: every log-prob of the reference is 0")
     if own:
         return _of_columns(own)
     if ref_model is None and not need_reference:
         return NoReference("none of the losses reads a reference: log-ratios are the policy's own log-probs")
-    if not options.precompute_ref_log_probs:
-        return _of_model(policy, ref_model, options)
-    _refuse_divergence(needs)
-    return StartingPolicy(policy) if ref_model is None else _of_model(policy, ref_model, options)
+    if options.precompute_ref_log_probs:
+        _refuse_divergence(needs)
+    once, other = options.precompute_ref_log_probs, options.ref_adapter_name
+    if once and ref_model is None and not has_new_adapter and other is None:
+        return StartingPolicy(policy)
+    if ref_model is None and is_adapted(policy) and mover(options) is None:
+        return adapter_reference(cast("Any", policy), adapter=other, is_new=has_new_adapter, asked_once=once)
+    return _of_model(policy, ref_model, options)
 
 
 def _of_columns(own: list[str]) -> FromColumns:
@@ -173,7 +192,7 @@ def _of_columns(own: list[str]) -> FromColumns:
 
 
 def _of_model(
-    policy: PreTrainedModel, ref_model: str | PreTrainedModel | None, options: ReferenceOptions
+    policy: PreTrainedModel, ref_model: str | PreTrainedModel | PeftModel | None, options: ReferenceOptions
 ) -> FrozenModel:
     """The given model, or a copy of the policy; in a moving reference, if one is asked for."""
     move = mover(options)
@@ -182,7 +201,14 @@ def _of_model(
     if ref_model is None:
         reference = frozen_copy(policy)
     else:
-        reference = given_model(load_policy(ref_model, trust_remote_code=options.trust_remote_code))
+        loaded = load_policy(
+            ref_model,
+            trust_remote_code=options.trust_remote_code,
+            init_kwargs=options.ref_model_init_kwargs,
+            option="ref_model_init_kwargs",
+        )
+        _refuse_shared(policy, loaded)
+        reference = given_model(cast("PreTrainedModel", loaded))
         reference.model.to(options.device)
     if move is None:
         return reference
@@ -191,7 +217,11 @@ def _of_model(
 
 
 def _refuse_two(
-    policy: PreTrainedModel, ref_model: str | PreTrainedModel | None, options: ReferenceOptions, *, own: list[str]
+    policy: PreTrainedModel,
+    ref_model: str | PreTrainedModel | PeftModel | None,
+    options: ReferenceOptions,
+    *,
+    own: list[str],
 ) -> None:
     if ref_model is None:
         return
@@ -207,8 +237,22 @@ def _refuse_two(
         )
 
 
+def _refuse_shared(policy: nn.Module, reference: nn.Module) -> None:
+    """A reference with weights of the policy would be trained with it: PEFT puts an adapter into the given model."""
+    of_policy = {id(parameter) for parameter in policy.parameters()}
+    if any(id(parameter) in of_policy for parameter in reference.parameters()):
+        raise ValueError(
+            "ref_model shares weights with the policy, whose layers an adapter replaces in place: leave ref_model out, "
+            "and the policy with its adapter switched off is the reference, or load a second model"
+        )
+
+
 def _refuse_idle(
-    ref_model: str | PreTrainedModel | None, options: ReferenceOptions, *, own: list[str], need_reference: bool
+    ref_model: str | PreTrainedModel | PeftModel | None,
+    options: ReferenceOptions,
+    *,
+    own: list[str],
+    need_reference: bool,
 ) -> None:
     """Options about a model, where no model is the reference."""
     chosen = [switch for switch in switches(options) if switch != "reference_free"]
@@ -219,6 +263,33 @@ def _refuse_idle(
         )
     if chosen and ref_model is None and not need_reference:
         raise ValueError(f"{chosen[0]} is set, and none of the losses reads a reference: leave it out")
+
+
+def _refuse_idle_names(
+    policy: nn.Module,
+    ref_model: str | PreTrainedModel | PeftModel | None,
+    options: ReferenceOptions,
+    *,
+    own: list[str],
+    need_reference: bool,
+) -> None:
+    """Options about a given model, or about an adapter, where the reference is neither."""
+    about_given = {
+        "force_use_ref_model": options.force_use_ref_model,
+        "ref_model_init_kwargs": options.ref_model_init_kwargs is not None,
+    }
+    for name, is_set in about_given.items():
+        if is_set and ref_model is None:
+            raise ValueError(f"{name} is set, but no ref_model is given: leave it out")
+    facts = {
+        "the policy has no adapters": not is_adapted(policy),
+        "ref_model is given": ref_model is not None,
+        "the data set has log-probs of its own": bool(own),
+        "no reference is read": options.reference_free or not need_reference,
+    }
+    reasons = [reason for reason, is_so in facts.items() if is_so]
+    if options.ref_adapter_name is not None and reasons:
+        raise ValueError(f"ref_adapter_name={options.ref_adapter_name!r} is set, but {reasons[0]}: leave it out")
 
 
 def _refuse_divergence(needs: Collection[str]) -> None:

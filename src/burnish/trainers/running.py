@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.utils import logging
 
+from burnish.models.adapter_summary import adapter_line, describe_adapter
+from burnish.models.adapters import plain_model
 from burnish.runtime import cpu
 from burnish.runtime.checkpoint import read_manifest, remove_leftovers
 from burnish.runtime.manifest import collect_manifest
@@ -99,6 +101,8 @@ class RunningMixin(Host):
         remove_leftovers(directory)
         for name, report in self.data_reports.items():
             self.run.event("data", data_set=name, lines=report.lines())
+        if line := adapter_line(self.model):
+            self.tell("adapter", line, show=False)
         for finding in self.findings:
             self.tell("lint", finding.message, code=finding.code, count=finding.count, rows=list(finding.rows))
 
@@ -109,10 +113,12 @@ class RunningMixin(Host):
     def _describe_model(self) -> dict[str, Any]:
         return {
             "name": self.model.config._name_or_path,
-            "class": type(self.model).__name__,
+            "class": type(plain_model(self.model)).__name__,
             "parameters": self.model.num_parameters(),
             "trainable": self.model.num_parameters(only_trainable=True),
             "dtype": str(self.model.dtype),
+            "adapter": describe_adapter(self.model),
+            "dropouts_disabled": self.num_dropouts_disabled,
         }
 
     def _report_first_step(self, batch: TokenBatch) -> None:
