@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from burnish.models.introspect import is_quantised
+from burnish.models.introspect import is_quantised, keep_quantised_gradients
 from burnish.registry import closest
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def adapt(
         ValueError: a model that has adapters already, that has none to train, or whose weights are quantised and which
             gets none.
     """
+    keep_quantised_gradients(model)
     if is_adapted(model):
         return _checked_given(cast("PeftModel", model), peft_config, adapter)
     if any(type(module).__module__.startswith("peft.") for module in model.modules()):

@@ -83,6 +83,18 @@ def is_quantised(model: PreTrainedModel) -> bool:
     return bool(getattr(model, "is_quantized", False))
 
 
+def keep_quantised_gradients(model: nn.Module) -> None:
+    """Keep 4-bit layers of bitsandbytes on a CPU in the layout that has a gradient, in place.
+
+    On processors with AVX512-BF16 the first evaluation packs their weights for inference, for good, and what flows back
+    through them is wrong from then on.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+            module.state_dict()  # unpacks what an earlier evaluation packed
+
+
 def quantisation_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     """What a quantised model keeps beside its weights to read them, such as scales; [] for others."""
     if not any(getattr(module, "is_quantized", False) for module in model.modules()):
