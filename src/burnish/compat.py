@@ -30,6 +30,27 @@ UNBUILT_DPO: dict[str, tuple[Any, ...]] = {
     "base_model_attribute_name": ("model",),
     "pad_token": (None,),
 }
+# Fields of TRL's ModelConfig -> where they are in a run file.
+MODEL_CONFIG_FIELDS = {
+    "use_peft": "peft",
+    "lora_r": "peft.r",
+    "lora_alpha": "peft.lora_alpha",
+    "lora_dropout": "peft.lora_dropout",
+    "lora_target_modules": "peft.target_modules",
+    "lora_target_parameters": "peft.target_parameters",
+    "lora_modules_to_save": "peft.modules_to_save",
+    "lora_task_type": "peft",
+    "use_rslora": "peft.use_rslora",
+    "use_dora": "peft.use_dora",
+    "load_in_4bit": "training.model_init_kwargs.quantization_config",
+    "load_in_8bit": "training.model_init_kwargs.quantization_config",
+    "bnb_4bit_quant_type": "training.model_init_kwargs.quantization_config",
+    "use_bnb_nested_quant": "training.model_init_kwargs.quantization_config",
+    "model_name_or_path": "model",
+    "model_revision": "training.model_init_kwargs.revision",
+    "attn_implementation": "training.model_init_kwargs.attn_implementation",
+    "dtype": "training.model_init_kwargs.dtype",
+}
 # Names of losses in other versions of TRL -> ours.
 LOSS_ALIASES = {"aot_pair": "aot_unpaired"}
 

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from burnish.cli.runfile import RunFile
+from burnish.models.adapter_summary import adapter_line
+from burnish.models.adapters import plain_model
 
 if TYPE_CHECKING:
+    import torch
     from transformers import TrainerState
 
     from burnish.trainers.dpo import DPOTrainer
@@ -19,8 +22,9 @@ def plan_lines(runfile: RunFile, trainer: DPOTrainer, state: TrainerState) -> li
     reports = list(trainer.data_reports.values())
     losses = _losses(args.loss_type, args.loss_weights)
     lines = [
-        f"{runfile.method} on {runfile.model}: {type(model).__name__}, {model.num_parameters():,} parameters, "
-        f"{str(model.dtype).removeprefix('torch.')} on {args.device}{_precision(args)}",
+        f"{runfile.method} on {runfile.model}: {type(plain_model(model)).__name__}, "
+        f"{model.num_parameters():,} parameters, {_name_of(model.dtype)} on {args.device}{_precision(args)}",
+        *filter(None, [adapter_line(model)]),
         f"reference: {trainer.reference.description}",
         *(line for report in reports for line in report.lines()),
         f"loss: {losses}, beta {args.beta:g}; learning rate {args.learning_rate:g}, {_name(args.lr_scheduler_type)}",
@@ -62,6 +66,10 @@ def _losses(losses: Sequence[Any], weights: Sequence[float] | None) -> str:
     if weights is None:
         return " + ".join(names)
     return " + ".join(f"{weight:g} {name}" for weight, name in zip(weights, names, strict=True))
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _precision(args: Any) -> str:

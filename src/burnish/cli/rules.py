@@ -58,6 +58,7 @@ def option_values(document: Mapping[str, Any]) -> dict[str, Any]:
     options = training_schema(document)["properties"]
     values: dict[str, Any] = {name: option["default"] for name, option in options.items()}
     values |= {name: value for name, value in training.items() if name in values}
+    values["peft"] = document.get("peft")
     return values | {f"data.{name}": (data or {}).get(name) for name in ("train", "eval", "eval_rows")}
 
 
@@ -129,6 +130,20 @@ def _saves_at_evaluations(values: Values) -> str | None:
     if abs(ratio - round(ratio)) > 1e-9 or round(ratio) < 1:
         return f"is {saves}; with load_best_model_at_end it must be a multiple of eval_steps, {every}"
     return None
+
+
+def _no_adapter(switch: str) -> None:
+    @rule(switch, "peft")
+    def check(values: Values) -> str | None:
+        if values[switch] not in (False, None) and values["peft"] is not None:
+            return (
+                "mixes the policy's weights into the reference's, and with peft they are one model: set one of the two"
+            )
+        return None
+
+
+for _switch in ("sync_ref_model", "ref_model_bema"):
+    _no_adapter(_switch)
 
 
 @rule("fp16", "bf16")

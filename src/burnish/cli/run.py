@@ -62,7 +62,12 @@ def run(runfile: RunFile, *, resume: bool = False, console: Console | None = Non
         _refuse_occupied(run_dir)
     train_rows, held_out = load_data(runfile, args)
     trainer = make_trainer(
-        runfile.model, args, ref_model=runfile.ref_model, train_dataset=train_rows, eval_dataset=held_out
+        runfile.model,
+        args,
+        ref_model=runfile.ref_model,
+        train_dataset=train_rows,
+        eval_dataset=held_out,
+        peft_config=runfile.peft,
     )
     trainer.run_file = {name: value for name, value in runfile.as_dict().items() if name != "training"}
     asked = next(iter(held_out.values())) if isinstance(held_out, dict) else held_out

@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from burnish.cli.adapters import DEFAULT_KIND, adapter_problems
 from burnish.cli.rules import REDACTED, rule_problems
 from burnish.cli.sources import RECIPE, recipe_names, source_problems
 from burnish.cli.validate import Problem, load_schema, schema_problems, training_schema
@@ -34,6 +35,7 @@ class RunFile:
         source: where it was read from.
         method: a name of `burnish.cli.methods.METHODS`.
         model, ref_model: as `DPOTrainer` takes them.
+        peft: the adapter to train, `type` and fields, or None.
         train: source of the rows.
         eval: source of the held-out rows, or names with one each, or None.
         eval_rows: hold out so many rows of `train`, or None.
@@ -46,6 +48,7 @@ class RunFile:
     method: str
     model: str
     ref_model: str | None
+    peft: Mapping[str, Any] | None
     train: str
     eval: str | Mapping[str, str] | None
     eval_rows: int | None
@@ -61,6 +64,7 @@ class RunFile:
             "method": self.method,
             "model": _absolute(self.model),
             "ref_model": _absolute(self.ref_model),
+            "peft": None if self.peft is None else dict(self.peft),
             "data": {
                 "train": _absolute(self.train),
                 "eval": held_out if named or held_out is None else _absolute(str(held_out)),
@@ -123,7 +127,7 @@ def examine(path: str | Path, overrides: Sequence[str] = ()) -> Examined:
     problems += schema_problems(merged)
     broken = {_short(problem) for problem in problems}
     if isinstance(merged, Mapping):
-        problems += [*rule_problems(merged, broken), *source_problems(merged, broken)]
+        problems += [*rule_problems(merged, broken), *source_problems(merged, broken), *adapter_problems(merged)]
     placed = [(_line(problem.path, lines), problem) for problem in problems]
     in_order = sorted(placed, key=lambda item: (item[0], item[1].key))
     sentences = tuple(_sentence(line, problem) for line, problem in in_order)
@@ -215,11 +219,20 @@ def _make(source: str, document: Mapping[str, Any]) -> RunFile:
             name: document.get(name, defaults[name])
             for name in ("method", "model", "ref_model", "samples", "max_new_tokens")
         },
+        peft=_adapter(document),
         train=data["train"],
         eval=data.get("eval"),
         eval_rows=data.get("eval_rows"),
         training=training,
     )
+
+
+def _adapter(document: Mapping[str, Any]) -> dict[str, Any] | None:
+    given = document.get("peft")
+    if given is None:
+        return None
+    fields = load_schema()["x-peft"][str(given.get("type", DEFAULT_KIND))]["properties"]
+    return {name: whole(value, fields.get(name, {})) for name, value in given.items()}
 
 
 def whole(value: Any, option: Mapping[str, Any]) -> Any:

@@ -19,12 +19,18 @@ from burnish.cli.methods import METHODS, Method, load
 from burnish.compat import UNBUILT_DPO
 from burnish.data.sources import FILE_KINDS
 from burnish.losses.preference import preference_losses
+from burnish.models.adapters import OTHERS_BECAUSE, PLAIN_LORA, SUPPORTED
 from burnish.models.embedded import EMBEDDED
 from burnish.trainers.config import CHOICES, REFUSED
 
 SCHEMA_PATH = Path(__file__).with_name("schema.json")
 REGENERATE = "python -m burnish.cli.schema"
 
+# Fields of adapters that only say more about what is not supported.
+UNREAD_ADAPTER_FIELDS = {
+    "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "megatron_core",
+    "runtime_config",
+}  # fmt: skip
 POSITIVE, NOT_NEGATIVE, AT_LEAST_ONE = {"exclusiveMinimum": 0}, {"minimum": 0}, {"minimum": 1}
 SHARE = {"minimum": 0, "exclusiveMaximum": 1}
 RANGES: Mapping[str, Mapping[str, float]] = {
@@ -79,8 +85,10 @@ def make_schema() -> dict[str, Any]:
         ],
         "$defs": {name: _training(method) for name, method in METHODS.items()},
         "x-models": sorted(EMBEDDED),
+        "x-peft": {kind.lower(): _adapter(kind) for kind in SUPPORTED},
+        "x-peft-refused": {kind.lower(): reason for kind, reason in OTHERS_BECAUSE.items()},
         "x-file-kinds": list(FILE_KINDS),
-        "x-versions": {"transformers": version("transformers")},
+        "x-versions": {name: version(name) for name in ("transformers", "peft")},
     }
 
 
@@ -95,6 +103,11 @@ def _top_level() -> dict[str, Any]:
             "anyOf": [_TEXT, _NOTHING],
             "default": None,
             "description": "The reference policy; unset, the policy as it is before training.",
+        },
+        "peft": {
+            "anyOf": [{"type": "object"}, _NOTHING],
+            "default": None,
+            "description": "An adapter to train instead of the whole model: its type, lora if unset, and its fields.",
         },
         "data": _data(),
         "samples": {
@@ -152,6 +165,29 @@ def _training(method: Method) -> dict[str, Any]:
         ],
         "x-losses": {name: sorted(preference_losses[name].hyper_parameters) for name in preference_losses},
     }
+
+
+def _adapter(kind: str) -> dict[str, Any]:
+    """The fields of PEFT's configuration of one kind of adapter, with their types where YAML knows them."""
+    import peft
+
+    config: Any = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(kind)]
+    left_out = {item.name for item in fields(peft.PeftConfig)} | UNREAD_ADAPTER_FIELDS
+    left_out |= PLAIN_LORA.keys() - {"init_lora_weights"}
+    hints = typing.get_type_hints(config)
+    properties = {item.name: _known_type(hints[item.name]) for item in fields(config) if item.name not in left_out}
+    if "init_lora_weights" in properties:
+        properties["init_lora_weights"] = {"enum": list(PLAIN_LORA["init_lora_weights"])}
+    return {"type": "object", "properties": properties}
+
+
+def _known_type(annotation: Any) -> dict[str, Any]:
+    """{} for what YAML has no type for. Sorted, since equal unions share the order of the one that came first."""
+    try:
+        kind = type_schema(annotation)
+    except TypeError:
+        return {}
+    return {"anyOf": sorted(kind["anyOf"], key=json.dumps)} if "anyOf" in kind else kind
 
 
 def _option(field: Field[Any], annotation: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import jsonschema
 
+from burnish.compat import MODEL_CONFIG_FIELDS
 from burnish.registry import closest
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def _problems_of(error: ValidationError, document: Any) -> Iterator[Problem]:
         for item in inner:
             yield from _problems_of(item, document)
     else:
-        yield Problem(path, _wrong_value(error))
+        yield Problem(path, wrong_value(error))
 
 
 def _unknown_key(key: Any, value: Any, path: KeyPath, document: Any) -> str:
@@ -119,6 +120,8 @@ def _unknown_key(key: Any, value: Any, path: KeyPath, document: Any) -> str:
     exact = [prefix + key for prefix, known in homes.items() if key in known]
     if exact:
         return f"does not belong here; it is {exact[0]!r}"
+    if (place := MODEL_CONFIG_FIELDS.get(key)) is not None:
+        return f"is TRL's name; here it is {place!r}"
     near = closest(key, homes.get(here, {})) or _near_elsewhere(key, homes)
     return f"is no known key{near or '; `burnish init dpo --all` prints every key'}"
 
@@ -129,7 +132,8 @@ def _near_elsewhere(key: str, homes: Mapping[str, Mapping[str, Any]]) -> str:
     return f", did you mean {full[near[0]]!r}?" if near else ""
 
 
-def _wrong_value(error: ValidationError) -> str:
+def wrong_value(error: ValidationError) -> str:
+    """What is wrong with a value, and what would be right."""
     schema: Any = error.schema
     if "x-refused" in schema:
         allowed = _shown(schema["enum"][0])
@@ -139,7 +143,8 @@ def _wrong_value(error: ValidationError) -> str:
     if error.validator in LIMITS or (error.validator == "anyOf" and len(broken) == 1 and broken[0].validator in LIMITS):
         return f"is {_shown(error.instance)}; allowed: {allowed_values(variants)}"
     choices = [item for variant in variants for item in variant.get("enum", ())]
-    near = closest(error.instance, choices) if isinstance(error.instance, str) else ""
+    texts = [choice for choice in choices if isinstance(choice, str)]
+    near = closest(error.instance, texts) if isinstance(error.instance, str) else ""
     return f"is {_given(error.instance)}{near or '.'} Allowed: {allowed_values(variants)}"
 
 

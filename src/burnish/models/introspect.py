@@ -89,6 +89,7 @@ def keep_quantised_gradients(model: nn.Module) -> None:
     On processors with AVX512-BF16 the first evaluation packs their weights for inference, for good, and what flows back
     through them is wrong from then on.
     """
+    module: Any
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
