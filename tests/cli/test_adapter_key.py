@@ -97,7 +97,6 @@ def test_every_field_of_the_schema_is_one_of_peft():
     assert names <= set(load_schema()["x-peft"]["lora"]["properties"]) <= set(vars(LoraConfig()))
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*")
 def test_train_and_resume(arguments, tmp_path):  # noqa: F811
     config, overrides = arguments
     config.write_text(config.read_text() + LORA)

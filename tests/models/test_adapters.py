@@ -1,7 +1,4 @@
-"""Which adapters are supported, what is refused by name, and how one is made.
-
-The tests call PEFT themselves at some places; it asks transformers for a property that is deprecated.
-"""
+"""Which adapters are supported, what is refused by name, and how one is made."""
 
 from __future__ import annotations
 
@@ -34,7 +31,6 @@ from burnish.models.forward import forward, install_forward
 from burnish.models.introspect import disable_dropout
 from conftest import make_model
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*")
 QV = ["q_proj", "v_proj"]
 KINDS = {
     "LORA": LoraConfig(r=4, target_modules=QV),

@@ -119,7 +119,6 @@ def test_dropout_on_the_head_is_refused_until_it_is_off():
     assert head_of(plain_model(model)).weight.shape == (259, 32)
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*")
 def test_a_merged_adapter_is_refused():
     model = get_peft_model(make_model(tie_word_embeddings=False), LoraConfig(r=4, target_modules=["lm_head"]))
     model.merge_adapter()

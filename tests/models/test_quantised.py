@@ -105,7 +105,7 @@ def test_a_quantised_head_is_refused_with_what_to_do():
         head_matrix(Linear4bit(2, 3), owner="M")
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_four_bits_of_bitsandbytes(saved, tmp_path):
     """The gradient through a 4-bit layer is that of its dequantised weights, after evaluations too."""
     bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is large, and slow to import")

@@ -25,9 +25,7 @@ from burnish.runtime.rundir import read_events
 from burnish.trainers.selfcheck import plain_logps
 from conftest import make_model, make_rows, make_tokenizer
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*is_gradient_checkpointing.*", "ignore:Model has `tie_word_embeddings=True`"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 KINDS = {
     "lora": LoraConfig(r=4, target_modules=TARGETS),
