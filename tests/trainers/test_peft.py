@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from test_dpo_images import image_rows
+from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
+
+from vision_models import FAMILIES, make_processor, make_vision_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "invariants"))
 from test_two_processes import run
@@ -267,6 +270,40 @@ def test_dropout_of_the_adapter(tmp_path):
     on_head = LoraConfig(r=4, target_modules=["lm_head"], lora_dropout=0.5)
     with pytest.raises(UnsupportedModelError, match=r"lora_dropout=0\.5, which drops hidden states"):
         make_trainer(tmp_path / "head", untied(), peft_config=on_head, disable_dropout=False)
+
+
+def first_step(trainer) -> dict:
+    trainer.train()
+    events = read_events(Path(trainer.args.output_dir) / "events.jsonl")
+    return next(event for event in events if event["kind"] == "first_step")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_that_reads_images(tmp_path, family):
+    """The adapter is in text and vision layers alike; log-probs are those of the model's own forward."""
+    processor = make_processor(family)
+    args = DPOConfig(output_dir=str(tmp_path / "run"), max_steps=2, report_to="none", cpu_tuning="off")
+    trainer = DPOTrainer(
+        make_vision_model(family, processor),
+        args,
+        train_dataset=image_rows(),
+        processing_class=processor,
+        peft_config=LoraConfig(r=2, target_modules="all-linear"),
+    )
+    assert any("vis" in name and p.requires_grad for name, p in trainer.model.named_parameters())
+    assert first_step(trainer)["ok"]
+
+
+def test_experts_of_a_mixture(tmp_path):
+    """LoRA on the weights of experts, which are parameters and no layers; the load-balancing loss goes on."""
+    sizes = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "pad_token_id": 0}
+    torch.manual_seed(0)
+    model = MixtralForCausalLM(MixtralConfig(**sizes, **heads, initializer_range=0.2, eos_token_id=2, bos_token_id=1))
+    config = LoraConfig(r=2, target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj"])
+    trainer = make_trainer(tmp_path, model, peft_config=config, router_aux_loss_coef=0.01)
+    assert first_step(trainer)["ok"]
+    assert all("loss/aux_loss" in line for line in trainer.state.log_history if "grad_norm" in line)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
 SAYS_NOTHING = ("peft_version", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "task_type")
-SHOWN = ("r", "lora_alpha", "target_modules", "modules_to_save")
+SHOWN = ("r", "lora_alpha", "target_modules", "target_parameters", "modules_to_save")
 DROPOUTS = ("lora_dropout", "rank_dropout", "module_dropout", "vera_dropout")
 
 
