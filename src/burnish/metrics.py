@@ -47,6 +47,8 @@ EXPLANATIONS: dict[str, str] = {
     "mean_token_accuracy": "Share of chosen tokens that are the policy's most likely token.",
     "num_tokens": "Prompt and completion tokens seen since the start of the run, all ranks, a prompt once a row.",
     "num_skipped_steps": "Steps whose loss or gradient was not finite and that never reached the optimizer.",
+    "num_stream_rows": "Rows read from a stream so far, all ranks, bad ones included.",
+    "num_dropped_rows": "Bad rows of a stream that were left out so far, all ranks; each is an event of the run.",
     "step_time": "Seconds per optimizer step since the last log line, everything included.",
     "train_loss": "The loss, averaged over all steps since training was started or resumed.",
     "runtime": "Seconds that the whole training or evaluation took.",

@@ -220,10 +220,12 @@ def _integer(column: str, row: Mapping[str, Any], index: int) -> int:
     """A column of integers; the number of the row if there is none."""
     if column not in row:
         return index
-    if row[column] is None:
+    value = row[column]
+    if isinstance(value, bool) or not isinstance(value, int):
         fix = "Give every row a whole number, or remove the column."
-        raise RowProblem(column, "is missing", value=None, fix=fix)
-    return row[column]
+        problem = "is missing" if value is None else "is no whole number"
+        raise RowProblem(column, problem, value=value, fix=fix)
+    return value
 
 
 def _collect(

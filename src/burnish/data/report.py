@@ -60,6 +60,7 @@ class DataReport:
         scores: of the answers' scores, `mean`, `min`, `max` and `mean_difference`, preferred minus other answer, a
             mean over the pairs that are no ties; empty if the rows have no scores.
         ignored_columns: columns that nothing reads, and keys of messages as `messages.KEY`.
+        is_head: these are the first rows of a stream, not all of it.
     """
 
     name: str
@@ -76,6 +77,7 @@ class DataReport:
     chosen_longer_share: float
     scores: Mapping[str, float]
     ignored_columns: tuple[str, ...]
+    is_head: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain values for JSON."""
@@ -89,8 +91,9 @@ class DataReport:
             f"{name.removesuffix('_length')} {mean:.1f} (max {self.max_lengths[name]})"
             for name, mean in self.mean_lengths.items()
         )
+        head = ", the first rows of a stream" if self.is_head else ""
         lines = [
-            f"{self.name}: {self.num_rows} rows{pairs}{dropped}; fingerprint {self.fingerprint}",
+            f"{self.name}{head}: {self.num_rows} rows{pairs}{dropped}; fingerprint {self.fingerprint}",
             f"  mean tokens: {lengths}; the preferred answer is longer in {self.chosen_longer_share:.0%} of the pairs",
         ]
         if self.scores:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ class RankBatchSampler(Sampler[list[int]]):
         shuffle: another order in every epoch.
         seed: of the order.
         drop_last: leave out the last round if it is short.
+        order: (seed, epoch) -> `num_rows` row indices, in place of the permutation; the same on every rank.
 
     Attributes:
         num_dropped: rows of each epoch left out by `drop_last`.
@@ -53,6 +55,7 @@ class RankBatchSampler(Sampler[list[int]]):
         shuffle: bool = True,
         seed: int = 0,
         drop_last: bool = False,
+        order: Callable[[int, int], list[int]] | None = None,
     ) -> None:
         for name, value in (
             ("num_rows", num_rows),
@@ -70,6 +73,7 @@ class RankBatchSampler(Sampler[list[int]]):
         self.shuffle = shuffle
         self.seed = seed
         self.epoch = 0
+        self._draw = order or partial(permutation, num_rows)
         self.num_dropped = num_rows % self.round_size if drop_last else 0
         if self.num_dropped == num_rows:
             raise ValueError(
@@ -99,8 +103,7 @@ class RankBatchSampler(Sampler[list[int]]):
         """The rows of this epoch over all ranks, without those dropped."""
         if not self.shuffle:
             return list(range(self.num_rows - self.num_dropped))
-        generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch))
-        return torch.randperm(self.num_rows, generator=generator)[: self.num_rows - self.num_dropped].tolist()
+        return self._draw(self.seed, self.epoch)[: self.num_rows - self.num_dropped]
 
 
 class RowDataset(TorchDataset[dict[str, Any]]):
@@ -168,6 +171,12 @@ class BatchLoader(DataLoader[dict[str, Any]]):
         self._rank_sampler.set_epoch(epoch)
 
 
-def _mix(seed: int, epoch: int) -> int:
+def permutation(num_rows: int, seed: int, epoch: int) -> list[int]:
+    """0 to `num_rows` - 1 in an order that (seed, epoch) gives, the same on every machine."""
+    generator = torch.Generator().manual_seed(mix_seeds(seed, epoch))
+    return torch.randperm(num_rows, generator=generator).tolist()
+
+
+def mix_seeds(seed: int, epoch: int) -> int:
     """One seed from two, so that (seed, epoch + 1) and (seed + 1, epoch) differ."""
     return (seed * 0x9E3779B97F4A7C15 + epoch * 0xBF58476D1CE4E5B9) % 2**63

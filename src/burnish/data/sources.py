@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import datasets
 import pyarrow as pa
@@ -28,6 +28,7 @@ RECIPE = "recipe:"
 CHUNK_ROWS = 1000
 ARROW_ERRORS = (pa.ArrowException, UnicodeError, OverflowError)
 
+Kind = TypeVar("Kind")
 Rows = Iterable[Mapping[str, Any]]
 Source = Dataset | DatasetDict | Sequence[Mapping[str, Any]] | str | Path
 
@@ -45,10 +46,13 @@ def load_rows(source: Source, *, split: str = "train") -> Dataset:
         DataError: nothing there, no rows, no such split, or rows that do not fit into one table; the message
             names the place.
         TypeError: another kind of source.
-        ValueError: a streaming data set.
+        ValueError: a stream.
     """
     if isinstance(source, datasets.IterableDataset | datasets.IterableDatasetDict):
-        raise ValueError("streaming is not built yet: load the data set without streaming=True")
+        raise ValueError(
+            "a stream (IterableDataset) is accepted as train_dataset alone, not as one of several sources and not for "
+            "evaluation: load the rows, as with Dataset.from_list(list(stream.take(1000)))"
+        )
     if isinstance(source, str | Path):
         loaded, name = _load_named(str(source)), repr(str(source))
     elif isinstance(source, Dataset | DatasetDict):
@@ -57,7 +61,7 @@ def load_rows(source: Source, *, split: str = "train") -> Dataset:
         loaded, name = _from_list(source), "the list of rows"
     else:
         raise TypeError(f"a data set is a Dataset, a list of dicts, a path or a name, not {type(source).__name__}")
-    dataset = _pick_split(loaded, split, name) if isinstance(loaded, DatasetDict) else loaded
+    dataset = pick_split(loaded, split, name) if isinstance(loaded, DatasetDict) else loaded
     if len(dataset) == 0:
         raise DataError(f"{name} has no rows; give at least one.")
     return dataset
@@ -111,7 +115,12 @@ def _load_from_hub(name: str) -> Dataset | DatasetDict:
     return loaded
 
 
-def _pick_split(splits: DatasetDict, split: str, name: str) -> Dataset:
+def pick_split(splits: Mapping[Any, Kind], split: str, name: str) -> Kind:
+    """One of the splits of a data set or a stream.
+
+    Raises:
+        DataError: there is none of this name.
+    """
     if split not in splits:
         raise DataError(f"{name} has no split {split!r}; it has: {', '.join(map(str, splits))}.")
     return splits[split]

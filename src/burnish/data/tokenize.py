@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,63 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from burnish.data.encode import special_prefix
 from burnish.data.errors import BadRow, DataError, bad_rows_error
 from burnish.data.images import attach_images, image_columns, stamp_files, without_decoding
+from burnish.data.parts import IMAGE_COLUMNS
 from burnish.data.records import MESSAGE_SEPARATOR, TokenRules, preference_batch, tokenized_batch
 from burnish.data.report import BOOKKEEPING, DataReport, make_report
 from burnish.data.schema import TRUNCATED_COLUMN, is_tokenized, output_features, read_columns, split_ref_logps
 from burnish.data.truncate import TruncationPolicy
 
 BATCH_SIZE = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """How the rows of one data set become records.
+
+    Attributes:
+        read: the columns that are read.
+        function: a batch of these columns, with the rows' numbers -> a batch of records.
+        tokenizer, rules: its further arguments.
+    """
+
+    read: tuple[str, ...]
+    function: Callable[..., dict[str, list[Any]]]
+    tokenizer: PreTrainedTokenizerBase
+    rules: TokenRules
+
+    def records(self, rows: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The records of a few rows, outside of a table; `problem` is filled for a bad row."""
+        batch = {column: [row.get(column) for row in rows] for column in self.read}
+        columns = self.function(batch, list(indices), tokenizer=self.tokenizer, rules=self.rules)
+        images = {column: batch[column] for column in IMAGE_COLUMNS if column in batch}
+        records = zip(*{**columns, **images}.values(), strict=True)
+        return [dict(zip([*columns, *images], values, strict=True)) for values in records]
+
+
+def plan_preparation(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    truncation: TruncationPolicy,
+    eos_token_ids: Sequence[int],
+    name: str,
+    processor: ProcessorMixin | None,
+) -> Preparation:
+    """What is read of a data set, and how; arguments as in `prepare_preferences`.
+
+    Raises:
+        DataError: a column is missing, or there are columns of which only one may be there.
+    """
+    read = read_columns(dataset, name=name)
+    rules = TokenRules(
+        truncation=truncation,
+        prefix=tuple(special_prefix(tokenizer)),
+        end_ids=_end_ids(tokenizer, eos_token_ids),
+        code=_code_hash() + stamp_files(dataset),
+        processor=processor,
+    )
+    function = tokenized_batch if is_tokenized(read) else preference_batch
+    return Preparation(read=tuple(read), function=function, tokenizer=tokenizer, rules=rules)
 
 
 def prepare_preferences(
@@ -70,46 +122,30 @@ def prepare_preferences(
     if len(dataset) == 0:
         raise DataError(f"{name}: the data set has no rows. Check its path, split and filters.")
     dataset = without_decoding(split_ref_logps(dataset, name=name))
-    read = read_columns(dataset, name=name)
-    rules = TokenRules(
-        truncation=truncation,
-        prefix=tuple(special_prefix(tokenizer)),
-        end_ids=_end_ids(tokenizer, eos_token_ids),
-        code=_code_hash() + stamp_files(dataset),
-        processor=processor,
+    preparation = plan_preparation(
+        dataset, tokenizer, truncation=truncation, eos_token_ids=eos_token_ids, name=name, processor=processor
     )
-    mapped = _map(
-        dataset.with_format(None).select_columns(read),
-        function=tokenized_batch if is_tokenized(read) else preference_batch,
-        arguments={"tokenizer": tokenizer, "rules": rules},
-        num_proc=num_proc,
-        name=name,
-    )
+    read = preparation.read
+    mapped = _map(dataset, preparation, num_proc=num_proc, name=name)
     mapped = attach_images(mapped, dataset)
     kept, bad_rows = _split_bad_rows(mapped, on_bad_row=on_bad_row, name=name)
-    ignored = [column for column in dataset.column_names if column not in read] + _ignored_keys(kept)
+    ignored = [column for column in dataset.column_names if column not in read] + ignored_keys(kept["ignored_keys"])
     columns = [column for column in output_features(read) if column not in BOOKKEEPING]
     trained_on = [column for column in columns if column != TRUNCATED_COLUMN]
     report = make_report(kept, name=name, bad_rows=bad_rows, ignored_columns=ignored, content_columns=trained_on)
     return kept.select_columns([*columns, *image_columns(kept)]), report
 
 
-def _map(
-    dataset: Dataset,
-    *,
-    function: Callable[..., Any],
-    arguments: dict[str, Any],
-    num_proc: int | None,
-    name: str,
-) -> Dataset:
-    return dataset.map(
-        function,
+def _map(dataset: Dataset, preparation: Preparation, *, num_proc: int | None, name: str) -> Dataset:
+    rows = dataset.with_format(None).select_columns(list(preparation.read))
+    return rows.map(
+        preparation.function,
         with_indices=True,
         batched=True,
         batch_size=BATCH_SIZE,
-        remove_columns=dataset.column_names,
-        features=output_features(dataset.column_names),
-        fn_kwargs=arguments,
+        remove_columns=rows.column_names,
+        features=output_features(rows.column_names),
+        fn_kwargs={"tokenizer": preparation.tokenizer, "rules": preparation.rules},
         num_proc=None if num_proc is None else min(num_proc, len(dataset)),
         desc=f"tokenize {name}",
     )
@@ -125,8 +161,9 @@ def _split_bad_rows(mapped: Dataset, *, on_bad_row: str, name: str) -> tuple[Dat
     return mapped.select([index for index, problem in enumerate(problems) if not problem]), bad_rows
 
 
-def _ignored_keys(kept: Dataset) -> list[str]:
-    filled = {keys for keys in kept["ignored_keys"] if keys}
+def ignored_keys(of_records: Iterable[str]) -> list[str]:
+    """The keys of messages that nothing reads, of the column `ignored_keys`, as `messages.KEY`."""
+    filled = {keys for keys in of_records if keys}
     return sorted({f"messages.{key}" for keys in filled for key in keys.split(MESSAGE_SEPARATOR)})
 
 

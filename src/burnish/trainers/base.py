@@ -35,6 +35,7 @@ from burnish.trainers.evaluation import EvaluationMixin
 from burnish.trainers.persistence import PersistenceMixin
 from burnish.trainers.rows import RowsMixin
 from burnish.trainers.running import RunningMixin
+from burnish.trainers.streaming import StreamEnd
 from burnish.types import LossOutput, Mean, TokenBatch, wide
 
 if TYPE_CHECKING:
@@ -50,8 +51,9 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PersistenceMixin, 
         model: a causal model, its name or path, or the short name of an embedded one; or a `PeftModel`, or the
             directory of a saved adapter.
         args: the options; a subclass's `config_class` with its defaults if None.
-        train_dataset: rows, a `datasets.Dataset`, a path (.jsonl, .json, .parquet, .csv), or a hub name.
-        eval_dataset: the same, or a mapping of names to several.
+        train_dataset: rows, a `datasets.Dataset`, a path (.jsonl, .json, .parquet, .csv), or a hub name; a mapping of
+            names to several of these, which are mixed; or a stream, a `datasets.IterableDataset`.
+        eval_dataset: rows as above, but no stream; or a mapping of names to several, each evaluated by itself.
         processing_class: the tokenizer, or the processor of a vision-language model; loaded from the model's name if
             None.
         data_collator: rows to parcels; `PreferenceCollator` if None.
@@ -117,13 +119,14 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PersistenceMixin, 
             model=cast("Any", policy),
             args=options,
             data_collator=cast("Any", data_collator or self._make_collator()),
-            train_dataset=None if train_dataset is None else self._prepare_dataset(train_dataset, "train"),
+            train_dataset=cast("Any", self._prepare_train(train_dataset)),
             eval_dataset=self._prepare_eval(eval_dataset),
             processing_class=self.processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
         )
         self.add_callback(_FollowPolicy(self))
+        self.add_callback(StreamEnd(self))
         _refuse_environment(self)
         self.findings = self._lint()
 
@@ -183,9 +186,13 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PersistenceMixin, 
         self, epoch_iterator: Iterator[TokenBatch], num_batches: int, device: torch.device
     ) -> tuple[list[TokenBatch], dict[str, Tensor]]:
         """The parcels of one optimizer step, and the count of every unit in it over all ranks."""
+        if self.stream_is_done():
+            return [], {}
         self._step_started = self._step_started or time.perf_counter()
         parcels = [batch.to(device) for batch in islice(epoch_iterator, num_batches)]
-        counts = step_counts(parcels, device, also=self.running_means.collected())
+        counts = step_counts(parcels, device, also={**self.running_means.collected(), **self.stream_counts()})
+        if not self.follow_stream(counts):
+            return [], counts
         self.running_means.update(counts)
         self.num_tokens.add(counts["input_token"].long())
         self.metric_buffer.add({"loss": _steps(counts["input_token"], self.args.process_index == 0)})
@@ -255,6 +262,7 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PersistenceMixin, 
             logs.update({name: estimate.mean for name, estimate in estimates.items()})
             logs["num_tokens"] = self.num_tokens.value
             logs["num_skipped_steps"] = self.guard.num_skipped.value
+            logs.update(self.stream_metrics())
             logs["step_time"] = (now - (self._step_started or now)) / max(steps, 1)
             self._step_started = now
         super().log(logs, start_time)

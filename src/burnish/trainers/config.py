@@ -68,8 +68,30 @@ def arg(default: Any, help: str) -> Any:
 
 
 @dataclass
-class PolicyConfig(TrainingArguments):
-    """Options of every trainer, on top of `transformers.TrainingArguments`."""
+class DataOptions(TrainingArguments):
+    """What becomes of the rows, in every trainer."""
+
+    dataset_num_proc: int | None = arg(None, "Processes that tokenise the data sets.")
+    max_length: int | None = arg(1024, "Longest prompt plus answer in tokens; longer ones are cut and counted.")
+    truncation_mode: str = arg(
+        "keep_start", "What a cut keeps: keep_start cuts the answer's end, keep_end the prompt's start."
+    )
+    max_prompt_length: int | None = arg(None, "Longest prompt in tokens; its end is kept.")
+    max_completion_length: int | None = arg(None, "Longest answer in tokens; its start is kept.")
+    on_bad_row: str = arg(
+        "error", "Rows that cannot be trained on: error names them all, drop leaves them out and counts them."
+    )
+    dataset_weights: dict[str, float] | list[float] | None = arg(
+        None, "How much of an epoch each of several sources is, in relation to the others; unset: every row once."
+    )
+    shuffle_buffer_size: int | None = arg(
+        None, "Rows of a stream among which the next one is drawn; unset: the stream's own order."
+    )
+
+
+@dataclass
+class PolicyConfig(DataOptions):
+    """Options of every trainer, on top of `transformers.TrainingArguments` and `DataOptions`."""
 
     output_dir: str | None = arg(None, "Run directory. Unset: a new one, runs/<method>-<date>-<time>.")
     overwrite_output_dir: bool = arg(
@@ -88,16 +110,6 @@ class PolicyConfig(TrainingArguments):
     )
     trust_remote_code: bool = arg(False, "Run Python code that comes with a model from the hub.")
     disable_dropout: bool = arg(True, "Set every dropout of policy and reference to 0.")
-    dataset_num_proc: int | None = arg(None, "Processes that tokenise the data sets.")
-    max_length: int | None = arg(1024, "Longest prompt plus answer in tokens; longer ones are cut and counted.")
-    truncation_mode: str = arg(
-        "keep_start", "What a cut keeps: keep_start cuts the answer's end, keep_end the prompt's start."
-    )
-    max_prompt_length: int | None = arg(None, "Longest prompt in tokens; its end is kept.")
-    max_completion_length: int | None = arg(None, "Longest answer in tokens; its start is kept.")
-    on_bad_row: str = arg(
-        "error", "Rows that cannot be trained on: error names them all, drop leaves them out and counts them."
-    )
     pad_to_multiple_of: int | str | None = arg(None, "Pad lengths up to a multiple of this.")
     max_skipped_steps: int = arg(10, "End the run after so many steps in a row whose loss or gradient is not finite.")
     cpu_tuning: str = arg(

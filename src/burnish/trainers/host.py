@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
     from burnish.data.lint import Finding
+    from burnish.data.mixture import Mixture
     from burnish.data.report import DataReport
+    from burnish.data.stream import RankStream, RowStream
     from burnish.metrics import Estimate, MetricBuffer
     from burnish.runtime.cpu import CpuSettings
     from burnish.runtime.guard import StepGuard
@@ -48,10 +51,18 @@ class Host(Trainer):
         findings: faults of the data sets that do not stop a run.
         couples_rows: the loss of a row depends on the other rows of the step.
         source_names: the sources that the training rows come from, by their number in the column `source`.
+        mixture: how several sources were mixed, or None for one.
+        rank_stream: this rank's rows if the training rows are a stream, once training has begun.
+        stream_has_more: some rank has rows for another step.
+        stream_sums: what was read, dropped and cut of a stream so far, over all ranks.
     """
 
     couples_rows: bool = False
     source_names: Sequence[str] = ()
+    mixture: Mixture | None = None
+    rank_stream: RankStream | None = None
+    stream_has_more: bool = True
+    stream_sums: Mapping[str, int] = MappingProxyType({})
 
     if TYPE_CHECKING:
         args: PolicyConfig
@@ -59,7 +70,7 @@ class Host(Trainer):
         model_wrapped: nn.Module
         processing_class: PreTrainedTokenizerBase | ProcessorMixin
         tokenizer: PreTrainedTokenizerBase
-        train_dataset: Dataset | None
+        train_dataset: Dataset | RowStream | None
         eval_dataset: Dataset | dict[str, Dataset] | None
         data_collator: Any
         optimizer: torch.optim.Optimizer
@@ -85,7 +96,11 @@ class Host(Trainer):
 
         def stateful(self) -> dict[str, Stateful]: ...
 
+        def train_fingerprint(self) -> str | None: ...
+
         def binding(self) -> dict[str, Any]: ...
+
+        def tell(self, kind: str, message: str, *, show: bool = True, **fields: Any) -> None: ...
 
         def find_checkpoint(
             self, resume_from_checkpoint: str | bool | None

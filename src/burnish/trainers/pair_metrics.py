@@ -50,7 +50,7 @@ def pair_metrics(
         "_length_difference_x_margins": over_pairs(longer * difference),
         "_rewards": over_pairs(chosen) + over_pairs(rejected),
     }
-    if len(sources) > 1:
+    if len(sources) > 1 and "source" in batch.columns:
         source = batch.columns["source"][batch.pairs[:, 0]]  # (M,)
         for index, name in enumerate(sources):
             metrics[f"rewards/accuracies/{name}"] = over_pairs(right, source == index)

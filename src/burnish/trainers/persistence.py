@@ -84,7 +84,8 @@ class PersistenceMixin(Host):
     def _save_training_state(self, directory: Path) -> None:
         rank = self.args.process_index
         own = {"metrics": self.metric_buffer.state(), "followed": self.running_means.collected()}
-        save_tree(directory, f"rank_state_{rank}", {"rng": rng_state(), **own})
+        stream = None if self.rank_stream is None else self.rank_stream.state_dict()
+        save_tree(directory, f"rank_state_{rank}", {"rng": rng_state(), "stream": stream, **own})
         if not self.args.should_save:
             return
         save_tree(directory, "optimizer", self.optimizer.state_dict())
@@ -145,6 +146,8 @@ class PersistenceMixin(Host):
         own = load_tree(directory, f"rank_state_{self.args.process_index}")
         self.metric_buffer.load_state(own["metrics"], self.args.device)
         self.running_means.load_collected(own["followed"])
+        if self.rank_stream is not None and not self.args.ignore_data_skip:
+            self.rank_stream.load_state_dict(own["stream"])
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Tied weights are saved once, so the names of the copies are not missing; any other name is an error."""
@@ -169,11 +172,10 @@ class PersistenceMixin(Host):
             restore_rng_state(load_tree(Path(checkpoint), f"rank_state_{self.args.process_index}")["rng"])
 
     def _binding(self) -> dict[str, Any]:
-        train = self.data_reports.get("train")
         return {
             "world_size": self.args.world_size,
-            "train_data": None if train is None else train.fingerprint,
             **({"adapters": settings} if (settings := adapter_settings(self.model)) else {}),
+            "train_data": self.train_fingerprint(),
             **self.binding(),
             **{name: value for name, value in self.args.resolved().items() if binds(name)},
         }

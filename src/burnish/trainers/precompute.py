@@ -90,7 +90,8 @@ def precompute(trainer: DPOTrainer) -> Precomputation:
         key = cache_key(trainer, dataset, weights=weights, per_token=per_token)
         return with_logps(dataset, _logps(trainer, dataset, key, name=name), per_token=per_token)
 
-    train = None if trainer.train_dataset is None else scored(trainer.train_dataset, "train")
+    rows: Any = trainer.train_dataset  # no stream, as was checked
+    train = None if rows is None else scored(rows, "train")
     held_out = trainer.eval_dataset
     if isinstance(held_out, Mapping):
         evaluation = {name: scored(rows, f"eval_{name}") for name, rows in held_out.items()}

@@ -6,19 +6,21 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from transformers import ProcessorMixin
 
 from burnish.data.collate import PreferenceCollator
 from burnish.data.lint import Finding, lint_preferences
+from burnish.data.mixture import mix, read_weights
 from burnish.data.pixels import ImageCollator
 from burnish.data.report import DataReport
 from burnish.data.sampler import BatchLoader, RankBatchSampler
 from burnish.data.schema import KWISE_IDS, PAIR_IDS, PROMPT_COLUMN
-from burnish.data.sources import load_rows
+from burnish.data.sources import load_rows, pick_split
+from burnish.data.stream import RowStream, prepare_stream
 from burnish.data.tokenize import TruncationPolicy, prepare_preferences
 from burnish.models.vision import tokenizer_of
-from burnish.trainers.host import Host
+from burnish.trainers.streaming import StreamingMixin, StreamLoader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from burnish.trainers.config import PolicyConfig
 
 
-class RowsMixin(Host):
+class RowsMixin(StreamingMixin):
     """Preparing data sets, and the loaders over them."""
 
     def _prepare_dataset(self, dataset: Any, name: str) -> Dataset:
@@ -37,6 +39,65 @@ class RowsMixin(Host):
             )
         self.data_reports[name] = report
         return prepared
+
+    def _prepare_train(self, train_dataset: Any) -> Dataset | RowStream | None:
+        """One source as it is; a mapping of several mixed; a stream with its first rows checked."""
+        args = self.args
+        if train_dataset is None:
+            return None
+        if isinstance(train_dataset, Mapping) and not isinstance(train_dataset, DatasetDict | IterableDatasetDict):
+            return self._mix(train_dataset)
+        if args.dataset_weights is not None:
+            raise ValueError(
+                f"dataset_weights={args.dataset_weights!r}, but train_dataset is one source: give a mapping of names "
+                "to sources, or remove dataset_weights"
+            )
+        if isinstance(train_dataset, IterableDatasetDict):
+            train_dataset = pick_split(train_dataset, "train", "the stream")
+        if isinstance(train_dataset, IterableDataset):
+            return self._check_stream(train_dataset)
+        self._refuse_buffer()
+        return self._prepare_dataset(train_dataset, "train")
+
+    def _mix(self, sources: Mapping[str, Any]) -> Dataset:
+        if not sources:
+            raise ValueError("train_dataset is an empty mapping: give at least one source")
+        self._refuse_buffer()
+        read_weights(self.args.dataset_weights, [str(name) for name in sources])  # before any source is read
+        prepared = {str(name): self._prepare_dataset(rows, f"train_{name}") for name, rows in sources.items()}
+        mixed, self.mixture = mix(prepared, self.args.dataset_weights)
+        self.source_names = self.mixture.names
+        return mixed
+
+    def _check_stream(self, source: IterableDataset) -> RowStream:
+        args = self.args
+        if args.max_steps <= 0:
+            raise ValueError("train_dataset is a stream, whose length nobody knows: set max_steps")
+        for option, off in (("dataloader_num_workers", 0), ("dataloader_drop_last", False)):
+            if (value := vars(args)[option]) != off:
+                raise ValueError(f"{option}={value!r}, but a stream is read in the training process: set it to {off!r}")
+        seed, size = self._data_seed, args.shuffle_buffer_size
+        options = preparation_options(self.processing_class, args, end_token_ids=self.end_token_ids, name="train")
+        stream, self.data_reports["train"] = prepare_stream(source, shuffle_buffer_size=size, seed=seed, **options)
+        return stream
+
+    def _refuse_buffer(self) -> None:
+        if self.args.shuffle_buffer_size is not None:
+            raise ValueError(
+                f"shuffle_buffer_size={self.args.shuffle_buffer_size}, but train_dataset is no stream: its rows are "
+                "shuffled as a whole. Remove it."
+            )
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def train_fingerprint(self) -> str | None:
+        """What is trained on, in which order, beside the seed; of a stream, its first rows."""
+        if self.mixture is not None:
+            reports = (self.data_reports[f"train_{name}"] for name in self.mixture.names)
+            return self.mixture.fingerprint([report.fingerprint for report in reports])
+        return self.data_reports["train"].fingerprint if "train" in self.data_reports else None
 
     def _prepare_eval(self, eval_dataset: Any) -> Any:
         if eval_dataset is None:
@@ -50,7 +111,8 @@ class RowsMixin(Host):
         if self.train_dataset is None:
             return []
         held_out = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
-        return lint_preferences(self.train_dataset, {n: rows for n, rows in held_out.items() if rows is not None})
+        train = self.train_dataset.head if isinstance(self.train_dataset, RowStream) else self.train_dataset
+        return lint_preferences(train, {n: rows for n, rows in held_out.items() if rows is not None})
 
     def _make_collator(self) -> PreferenceCollator | ImageCollator:
         return make_collator(self.processing_class, self.args, end_token_ids=self.end_token_ids)
@@ -63,18 +125,21 @@ class RowsMixin(Host):
             num_replicas=args.world_size,
             rank=args.process_index,
             shuffle=train,
-            seed=args.seed if args.data_seed is None else args.data_seed,
+            seed=self._data_seed,
             drop_last=args.dataloader_drop_last and train,
+            order=self.mixture.order if train and self.mixture is not None else None,
         )
         pin = args.dataloader_pin_memory and args.device.type == "cuda"
         return BatchLoader(
             dataset, sampler, self.data_collator, num_workers=args.dataloader_num_workers, pin_memory=pin
         )
 
-    def get_train_dataloader(self) -> BatchLoader:
+    def get_train_dataloader(self) -> BatchLoader | StreamLoader:
         """This rank's micro-batches; no row is duplicated."""
         if self.train_dataset is None:
             raise ValueError("training needs train_dataset")
+        if isinstance(self.train_dataset, RowStream):
+            return self._stream_loader(self.train_dataset)
         return self._loader(self.train_dataset, batch_size=self._train_batch_size, train=True)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> BatchLoader:
@@ -110,22 +175,37 @@ def prepare_rows(
         on_bad_row: in place of the option.
         is_limited: rows are cut to the lengths of the options; else they stay whole.
     """
+    options = preparation_options(
+        processing_class, args, end_token_ids=end_token_ids, name=name, on_bad_row=on_bad_row, is_limited=is_limited
+    )
+    return prepare_preferences(rows, **options)
+
+
+def preparation_options(
+    processing_class: PreTrainedTokenizerBase | ProcessorMixin,
+    args: PolicyConfig,
+    *,
+    end_token_ids: Sequence[int],
+    name: str,
+    on_bad_row: str | None = None,
+    is_limited: bool = True,
+) -> dict[str, Any]:
+    """What `prepare_preferences` and `prepare_stream` take beside the rows; arguments as in `prepare_rows`."""
     limits = TruncationPolicy(
         max_length=args.max_length,
         max_prompt_length=args.max_prompt_length,
         max_completion_length=args.max_completion_length,
         truncation_mode=args.truncation_mode,
     )
-    return prepare_preferences(
-        rows,
-        tokenizer_of(processing_class),
-        processor=processing_class if isinstance(processing_class, ProcessorMixin) else None,
-        truncation=limits if is_limited else TruncationPolicy(),
-        on_bad_row=on_bad_row or args.on_bad_row,
-        eos_token_ids=end_token_ids,
-        num_proc=args.dataset_num_proc,
-        name=name,
-    )
+    return {
+        "tokenizer": tokenizer_of(processing_class),
+        "processor": processing_class if isinstance(processing_class, ProcessorMixin) else None,
+        "truncation": limits if is_limited else TruncationPolicy(),
+        "on_bad_row": on_bad_row or args.on_bad_row,
+        "eos_token_ids": end_token_ids,
+        "num_proc": args.dataset_num_proc,
+        "name": name,
+    }
 
 
 def make_collator(

@@ -103,6 +103,8 @@ class RunningMixin(Host):
             self.run.event("data", data_set=name, lines=report.lines())
         if line := adapter_line(self.model):
             self.tell("adapter", line, show=False)
+        if self.mixture is not None:
+            self.tell("mixture", "\n".join(self.mixture.lines()), quotas=list(self.mixture.quotas))
         for finding in self.findings:
             self.tell("lint", finding.message, code=finding.code, count=finding.count, rows=list(finding.rows))
 

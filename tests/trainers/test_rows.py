@@ -1,0 +1,121 @@
+"""Training on several sources: how they are given, what is logged of each, what binds on a resume."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import pytest
+from datasets import DatasetDict
+
+from burnish.runtime.rundir import read_events
+from conftest import make_rows
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "invariants"))
+from training import make_trainer
+
+ROWS = make_rows(30)
+SOURCES = {"short": ROWS[:6], "long": ROWS[6:20]}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def record_rows(trainer):
+    seen = []
+    own = trainer.get_batch_samples
+
+    def record(*arguments):
+        parcels, counts = own(*arguments)
+        seen.extend(int(row) for parcel in parcels for row in parcel.row_id[parcel.pairs[:, 0]])
+        return parcels, counts
+
+    trainer.get_batch_samples = record
+    trainer.train()
+    return seen
+
+
+def test_every_row_once_without_weights(tmp_path):
+    trainer = make_trainer(tmp_path / "run", rows=SOURCES)
+    assert sorted(record_rows(trainer)) == list(range(20))
+    assert trainer.source_names == ("short", "long")
+    assert set(trainer.data_reports) == {"train_short", "train_long"}
+    lines = [line for line in trainer.state.log_history if "grad_norm" in line]
+    named = {name for line in lines for name in line if name.count("/") == 2}
+    assert named == {f"rewards/{what}/{name}" for what in ("accuracies", "margins") for name in SOURCES}
+    (event,) = [e for e in read_events(tmp_path / "run" / "events.jsonl") if e["kind"] == "mixture"]
+    assert "long: 14 rows once, 70.0% of it; its rows are numbered from 6" in event["message"]
+
+
+def test_shares_of_two_epochs(tmp_path):
+    """20 rows an epoch, three quarters of the 6: each of them five times in two epochs, and 10 of the 14 once."""
+    trainer = make_trainer(tmp_path / "run", rows=SOURCES, dataset_weights={"long": 1, "short": 3}, num_train_epochs=2)
+    taken = Counter(record_rows(trainer))
+    assert [taken[row] for row in range(6)] == [5] * 6
+    assert sorted(taken[row] for row in range(6, 20)) == [0] * 4 + [1] * 10
+
+
+def test_a_resumed_epoch_goes_on_with_the_same_rows(tmp_path):
+    options = {"rows": SOURCES, "dataset_weights": [3.0, 1.0], "num_train_epochs": 2, "save_strategy": "steps"}
+    whole = record_rows(make_trainer(tmp_path / "whole", save_steps=7, **options))
+    make_trainer(tmp_path / "run", save_steps=7, **options).train()
+    resumed = make_trainer(tmp_path / "run", save_steps=7, **options)
+    seen = []
+    own = resumed.get_batch_samples
+
+    def record(*arguments):
+        parcels, counts = own(*arguments)
+        seen.extend(int(row) for parcel in parcels for row in parcel.row_id[parcel.pairs[:, 0]])
+        return parcels, counts
+
+    resumed.get_batch_samples = record
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-7"))
+    assert seen == whole[28:]
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"dataset_weights": [1.0, 3.0]}, "dataset_weights: was"),
+        ({"rows": {"short": ROWS[:6], "other": ROWS[6:20]}}, "train_data: was"),
+        ({"rows": {"short": ROWS[:6], "long": ROWS[7:21]}}, "train_data: was"),
+    ],
+)
+def test_another_mixture_is_refused_on_a_resume(tmp_path, changed, named):
+    options = {"rows": SOURCES, "dataset_weights": [3.0, 1.0], "save_strategy": "steps", "save_steps": 2}
+    make_trainer(tmp_path / "run", **options).train()
+    with pytest.raises(ValueError, match=named):
+        make_trainer(tmp_path / "run", **{**options, **changed}).train(resume_from_checkpoint=True)
+
+
+def test_evaluation_rows_need_no_source(tmp_path):
+    trainer = make_trainer(tmp_path / "run", rows=SOURCES, max_steps=1)
+    trainer.train()
+    assert "eval_rewards/accuracies" in trainer.evaluate(ROWS[20:])
+    assert "eval_rewards/accuracies/short" in trainer.evaluate(trainer.train_dataset)
+
+
+@pytest.mark.parametrize(
+    ("rows", "weights", "message"),
+    [
+        (ROWS[:4], [1.0], "train_dataset is one source"),
+        ({}, None, "an empty mapping"),
+        (SOURCES, [1.0], "one for each of short, long"),
+        (SOURCES, {"short": 1.0, "lng": 2.0}, "'lng' is no source, did you mean 'long'"),
+        (SOURCES, {"short": 1.0, "long": 0.0}, "allowed: above 0"),
+        ({"short": ROWS[:4], "long": []}, None, "is empty"),
+    ],
+)
+def test_what_is_refused(tmp_path, rows, weights, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path / "run", rows=rows, dataset_weights=weights)
+
+
+def test_a_data_set_of_splits_is_no_mixture(tmp_path):
+    splits = DatasetDict({"train": datasets.Dataset.from_list(ROWS[:5]), "test": datasets.Dataset.from_list(ROWS[5:9])})
+    trainer = make_trainer(tmp_path / "run", rows=splits)
+    assert (len(trainer.train_dataset), trainer.mixture) == (5, None)
