@@ -55,7 +55,12 @@ def test_train_then_resume(arguments, tmp_path):
     assert evaluated == [0, 3]
 
     stored = yaml.safe_load((run_dir / "run.yaml").read_text())
-    assert stored["data"] == {"train": str(tmp_path / "rows.jsonl"), "eval": None, "eval_rows": 4}
+    assert stored["data"] == {
+        "train": str(tmp_path / "rows.jsonl"),
+        "streaming": False,
+        "eval": None,
+        "eval_rows": 4,
+    }
     assert load_runfile(run_dir / "run.yaml").training["max_steps"] == 3
 
     before = {name: tensor.clone() for name, tensor in load_file(run_dir / "model.safetensors").items()}
@@ -111,3 +116,33 @@ def test_a_function_that_the_module_does_not_have(arguments, tmp_path):
     (tmp_path / "empty_losses_of_this_test.py").write_text("def other(pair): ...\n")
     with pytest.raises(ValueError, match="it has: other"):
         start(config, [*overrides, "loss_type=empty_losses_of_this_test:margin"])
+
+
+def test_several_sources_then_resume(arguments, tmp_path):
+    config, overrides = arguments
+    sets = ["data.train=[{path: rows.jsonl, weight: 1}, {path: rows.jsonl, name: again, weight: 2}]", "max_steps=2"]
+    outcome, screen = start(config, [*overrides, *sets])
+    assert {name for name in outcome.before if name.endswith("loss")} == {"eval_rows_loss", "eval_again_loss"}
+    assert "mixture: an epoch takes 20 rows of 2 sources" in screen
+    assert "rows: 7 of 10 rows, 35.0% of it; the other 3 are left to the next epochs" in screen
+    assert "2 steps, 0.2 passes over 20 rows" in screen
+    stored = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
+    assert stored["data"]["train"] == dict.fromkeys(("rows", "again"), str(tmp_path / "rows.jsonl"))
+    assert stored["training"]["dataset_weights"] == {"rows": 1, "again": 2}
+    result = CliRunner().invoke(app, ["resume", str(tmp_path / "run"), "--set", "max_steps=3"])
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("held_out", ["null", "rows.jsonl"])
+def test_a_stream_then_resume(arguments, tmp_path, held_out):
+    config, overrides = arguments
+    sets = ["data.streaming=true", "data.eval_rows=null", f"data.eval={held_out}", "shuffle_buffer_size=4"]
+    outcome, screen = start(config, [*overrides, *sets, "max_steps=3"])
+    assert len(outcome.samples) == 2
+    assert "3 steps: 2 pairs x 1" in screen
+    assert "train, the first rows of a stream: 12 rows" in screen
+    result = CliRunner().invoke(app, ["resume", str(tmp_path / "run"), "--set", "max_steps=50"])
+    assert result.exit_code == 0, result.output
+    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "grad_norm" in line]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert lines[-1]["num_stream_rows"] == 12

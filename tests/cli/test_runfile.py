@@ -216,3 +216,64 @@ def test_as_dict_is_the_same_run_from_anywhere(write, tmp_path, monkeypatch):
     assert "hub_token" not in first["training"]
     monkeypatch.chdir("/")
     assert load_runfile(write(json.dumps(first))).as_dict() == first
+
+
+MIXED = """\
+model: smollm2-135m
+data:
+  train:
+    - {path: recipe:spoken-train, weight: 3}
+    - {path: recipe:spoken-heldout, name: rest, weight: 1}
+"""
+
+
+def test_several_sources_of_a_list(write):
+    """The names and weights go where Python takes them, so that run.yaml says the same."""
+    runfile = load_runfile(write(MIXED))
+    assert runfile.train == {"spoken-train": "recipe:spoken-train", "rest": "recipe:spoken-heldout"}
+    assert runfile.training == {"dataset_weights": {"spoken-train": 3, "rest": 1}}
+    assert load_runfile(write(json.dumps(runfile.as_dict()))).as_dict() == runfile.as_dict()
+
+
+@pytest.mark.parametrize(
+    ("train", "part"),
+    [
+        ("{a: recipe:spoken-trai}", "data.train.a: there is no recipe data set"),
+        ("[{path: recipe:spoken-trai}]", "data.train.0.path: there is no recipe data set"),
+        ("[{path: recipe:spoken-train, wieght: 1}]", "data.train.0.wieght: is no known key, did you mean 'weight'"),
+        ("[{path: recipe:spoken-train, weight: 0}]", "data.train.0.weight: is 0; allowed: a number, above 0"),
+        ("[{name: a}]", "data.train.0.path: is missing"),
+        ("[{path: recipe:spoken-train}, {path: recipe:spoken-train}]", "two sources called 'spoken-train'"),
+        ("[{path: recipe:spoken-train, weight: 1}, {path: a/b, name: c}]", "but none for c"),
+        ("[]", "data.train"),
+        ("{}", "data.train"),
+        ("3", "data.train"),
+    ],
+)
+def test_sources_that_are_wrong(write, train, part):
+    problem = only_problem(write("model: a\n"), f"data.train={train}")
+    assert part in problem
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["dataset_weights={a: 1}"], "data.train is one source"),
+        (["data.train={a: recipe:spoken-train}", "dataset_weights={b: 1}"], "'b' is no source"),
+        (["data.train=[{path: recipe:spoken-train, weight: 1}]", "dataset_weights=[1]"], "contradicts the weights"),
+        (["shuffle_buffer_size=100"], "data.streaming is false"),
+        (["data.streaming=true", "shuffle_buffer_size=1"], "2 or more"),
+        (["data.streaming=true", "max_steps=-1"], "needs training.max_steps"),
+        (["data.streaming=true", "data.eval=null", "data.eval_rows=3"], "does not go with data.eval_rows"),
+        (["data.streaming=true", "data.train={a: recipe:spoken-train}"], "needs one source"),
+        (["data.streaming=true", "dataloader_num_workers=2"], "does not go with training.dataloader_num_workers"),
+    ],
+)
+def test_sources_and_options_that_contradict_each_other(write, overrides, part):
+    assert part in only_problem(write(GOOD), *overrides)
+
+
+def test_a_stream(write):
+    runfile = load_runfile(write(GOOD), ["data.streaming=true", "shuffle_buffer_size=100"])
+    assert runfile.streaming
+    assert runfile.as_dict()["data"]["streaming"] is True

@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from burnish.data.collate import PreferenceCollator
 from burnish.data.errors import DataError
-from burnish.data.mixture import Mixture, apportion, mix, read_weights
+from burnish.data.mixture import Mixture, mix
 from burnish.data.sampler import FILLER, RankBatchSampler
 from burnish.data.tokenize import prepare_preferences
 from burnish.data.truncate import TruncationPolicy
@@ -23,15 +23,6 @@ def prepared(num_rows, **columns):
     rows = [{"prompt": f"{i}?", "chosen": f"yes {i}", "rejected": "no"} for i in range(num_rows)]
     dataset = Dataset.from_list([{**row, **{c: v[i] for c, v in columns.items()}} for i, row in enumerate(rows)])
     return prepare_preferences(dataset, make_tokenizer(), truncation=TruncationPolicy())[0]
-
-
-@pytest.mark.parametrize(
-    ("total", "weights", "parts"),
-    [(10, [1, 1, 1], (4, 3, 3)), (10, [3, 1], (8, 2)), (7, [0.2, 0.2, 0.6], (2, 1, 4)), (3, [1000, 1], (3, 0))],
-)
-def test_apportion_worked_out_by_hand(total, weights, parts):
-    """10·¾ = 7.5 and 2.5: the first of equal remainders is rounded up. 7·0.2 = 1.4 twice and 4.2: one is left."""
-    assert apportion(total, weights) == parts
 
 
 def test_without_weights_an_epoch_is_the_permutation_of_one_source():
@@ -86,32 +77,6 @@ def test_lines_tell_repetitions_and_what_is_left_out():
     assert "a: 5 of 8 rows, 50.0% of it; the other 3 are left to the next epochs" in text
     assert "b: 2 rows 2.5 times, 50.0% of it: 3 repetitions" in text
     assert "a: 8 rows once, 80.0% of it" in "\n".join(mixture((8, 2)).lines())
-
-
-@pytest.mark.parametrize(
-    ("weights", "message"),
-    [
-        ({"a": 1}, "'b' has none"),
-        ({"a": 1, "b": 1, "bb": 1}, "'bb' is no source, did you mean 'b'"),
-        ([1], "one for each of a, b"),
-        ([1, 0], "0 for 'b'; allowed: above 0"),
-        ([1, -1], "-1 for 'b'"),
-        ([1, float("inf")], "inf for 'b'"),
-        ([1, float("nan")], "nan for 'b'"),
-        ([1, True], "True for 'b'"),
-        ([1, "2"], "'2' for 'b'"),
-        (3, "dataset_weights=3"),
-    ],
-)
-def test_weights_that_are_refused(weights, message):
-    with pytest.raises(ValueError, match="dataset_weights") as caught:
-        read_weights(weights, ["a", "b"])
-    assert message in str(caught.value)
-
-
-def test_weights_by_name_are_put_in_order():
-    assert read_weights({"b": 2, "a": 1}, ["a", "b"]) == (1.0, 2.0)
-    assert read_weights(None, ["a", "b"]) is None
 
 
 def test_rows_get_their_source_and_ids_of_their_own():

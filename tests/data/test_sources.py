@@ -1,13 +1,14 @@
 import gzip
 import json
+from pathlib import Path
 
 import datasets
 import pytest
-from datasets import Dataset, DatasetDict, disable_progress_bars
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, disable_progress_bars
 
 from burnish.data import sources
 from burnish.data.errors import DataError
-from burnish.data.sources import load_rows, split_rows
+from burnish.data.sources import load_rows, load_stream, split_rows
 
 disable_progress_bars()
 ROWS = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "d", "chosen": "e", "rejected": "f", "weight": 2}]
@@ -144,7 +145,7 @@ def test_hub_failure_is_named(monkeypatch):
 
 
 def test_streaming_and_other_kinds():
-    with pytest.raises(ValueError, match="streaming is not built yet"):
+    with pytest.raises(ValueError, match="accepted as train_dataset alone"):
         load_rows(Dataset.from_list(ROWS).to_iterable_dataset())
     with pytest.raises(TypeError, match="not int"):
         load_rows(5)
@@ -159,3 +160,37 @@ def test_split_rows_is_deterministic_and_disjoint():
     assert split_rows(dataset, 7, seed=2)[1]["x"][:] != held_out["x"][:]
     with pytest.raises(DataError, match="eval_rows=50"):
         split_rows(dataset, 50, seed=0)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "json", "csv", "parquet", "recipe"])
+def test_a_file_as_a_stream_has_the_same_rows(tmp_path, kind):
+    rows = [{"prompt": f"{i}?", "chosen": "yes", "rejected": "no"} for i in range(5)]
+    name = "recipe:spoken-train" if kind == "recipe" else str(tmp_path / f"rows.{kind}")
+    if kind.startswith("json"):
+        text = json.dumps(rows) if kind == "json" else "".join(json.dumps(row) + "\n" for row in rows)
+        content = text.encode()
+        Path(name).write_bytes(gzip.compress(content) if kind.endswith("gz") else content)
+    elif kind == "csv":
+        Dataset.from_list(rows).to_csv(name)
+    elif kind == "parquet":
+        Dataset.from_list(rows).to_parquet(name)
+    assert list(load_stream(name)) == load_rows(name).to_list()
+
+
+def test_a_streamed_file_that_is_none(tmp_path):
+    with pytest.raises(DataError, match="there is no file"):
+        load_stream(tmp_path / "none.jsonl")
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n[2]\n')
+    with pytest.raises(DataError, match=r"row 1: a row is a dict .* found \[2\]"):
+        list(load_stream(path))
+
+
+def test_a_stream_of_the_hub(monkeypatch):
+    asked = []
+    stream = IterableDataset.from_generator(lambda: iter(ROWS))
+    monkeypatch.setattr(
+        sources.datasets, "load_dataset", lambda *a, **k: asked.append((a, k)) or IterableDatasetDict(train=stream)
+    )
+    assert list(load_stream("owner/name@v2")) == ROWS
+    assert asked == [(("owner/name",), {"revision": "v2", "streaming": True})]

@@ -128,8 +128,9 @@ def check_up(path: str, overrides: Sequence[str] = ()) -> Checkup:
 def summary(runfile: RunFile) -> str:
     """What a run file says, in a line."""
     held_out = runfile.eval if runfile.eval_rows is None else f"{runfile.eval_rows} rows of it"
+    sources = runfile.train if isinstance(runfile.train, str) else " and ".join(runfile.train.values())
     return (
-        f"{runfile.source} is sound: {runfile.method} on {runfile.model}, rows of {runfile.train}, "
+        f"{runfile.source} is sound: {runfile.method} on {runfile.model}, rows of {sources}, "
         f"held out {held_out or 'nothing'}, {len(runfile.training)} options set"
     )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from datasets import Dataset
+
 from burnish.cli.runfile import RunFile
 from burnish.models.adapter_summary import adapter_line
 from burnish.models.adapters import plain_model
@@ -27,6 +29,7 @@ def plan_lines(runfile: RunFile, trainer: DPOTrainer, state: TrainerState) -> li
         *filter(None, [adapter_line(model)]),
         f"reference: {trainer.reference.description}",
         *(line for report in reports for line in report.lines()),
+        *(trainer.mixture.lines() if trainer.mixture is not None else ()),
         f"loss: {losses}, beta {args.beta:g}; learning rate {args.learning_rate:g}, {_name(args.lr_scheduler_type)}",
         steps_line(
             num_steps=state.max_steps,
@@ -34,7 +37,7 @@ def plan_lines(runfile: RunFile, trainer: DPOTrainer, state: TrainerState) -> li
             pairs=args.per_device_train_batch_size,
             micro_batches=args.gradient_accumulation_steps,
             processes=args.world_size,
-            num_rows=reports[0].num_rows if reports else 0,
+            num_rows=len(trainer.train_dataset) if isinstance(trainer.train_dataset, Dataset) else 0,
         ),
     ]
     if trainer.cpu_settings is not None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from burnish.cli.methods import METHODS, load
-from burnish.cli.run import load_data, with_functions
+from burnish.cli.run import load_data, rows_by_source, with_functions
 from burnish.cli.runfile import RunFile
 from burnish.data.errors import BadRow, BadRowsError
 from burnish.data.report import NUM_LISTED_BAD_ROWS
@@ -29,6 +29,8 @@ from burnish.trainers.base import init_kwargs_of
 from burnish.trainers.rows import make_collator, prepare_rows
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from burnish.types import TokenBatch
 
 ROW_ID = "row_id"
@@ -98,8 +100,8 @@ def preview_rows(runfile: RunFile, choose: Choice) -> Preview:
     disable_progress_bar()
     make_config, _ = load(METHODS[runfile.method])
     args = make_config(**with_functions(runfile.training))
-    rows, _ = load_data(runfile, args)
-    chosen = choose(len(rows))
+    sources = rows_by_source(load_data(runfile, args)[0])
+    chosen = {name: choose(len(rows)) for name, rows in sources.items()}
     processing_class = load_tokenizer(runfile.model, trust_remote_code=args.trust_remote_code)
     tokenizer = tokenizer_of(processing_class)
     end_token_ids = load_end_token_ids(
@@ -110,22 +112,35 @@ def preview_rows(runfile: RunFile, choose: Choice) -> Preview:
     )
     options = {"processing_class": processing_class, "args": args, "end_token_ids": end_token_ids, "name": "these rows"}
     collate = make_collator(processing_class, args, end_token_ids=end_token_ids)
-    selected = _selected(rows, chosen)
+    counts = [f"{len(chosen[name])} of {len(rows)} rows of {_path(runfile, name)}" for name, rows in sources.items()]
+    whole = Preview(f"{runfile.method} on {runfile.model}: {' and '.join(counts)}", (), (), (), end_token_ids)
+    for name, rows in sources.items():
+        views, notes, bad_rows = _look(_selected(rows, chosen[name]), tokenizer, collate, options)
+        whole = replace(
+            whole,
+            views=(*whole.views, *views),
+            notes=(*whole.notes, *([f"{name}:", *notes] if name else notes)),
+            bad_rows=(*whole.bad_rows, *(replace(bad, row=chosen[name][bad.row]) for bad in bad_rows)),
+        )
+    return whole
+
+
+def _look(
+    selected: Dataset, tokenizer: PreTrainedTokenizerBase, collate: Any, options: dict[str, Any]
+) -> tuple[Sequence[PromptView], list[str], Sequence[BadRow]]:
+    """Some rows of one source: as they are trained, what was done to them, and those that cannot be trained on."""
     try:
         prepared, report = prepare_rows(selected, **options, on_bad_row="drop")
     except BadRowsError as error:
-        views, notes, bad_rows = [], [], error.bad_rows
-    else:
-        bad_rows, notes = report.bad_rows, [line for line in report.lines()[1:] if not line.startswith("  dropped ")]
-        whole = selected.select(_kept(len(chosen), bad_rows))
-        views = view_batch(_batch(prepared, collate), tokenizer, whole=_whole_batch(whole, collate, options))
-    return Preview(
-        title=f"{runfile.method} on {runfile.model}: {len(chosen)} of {len(rows)} rows of {runfile.train}",
-        views=tuple(views),
-        notes=tuple(notes),
-        bad_rows=tuple(replace(bad, row=chosen[bad.row]) for bad in bad_rows),
-        end_token_ids=end_token_ids,
-    )
+        return [], [], error.bad_rows
+    notes = [line for line in report.lines()[1:] if not line.startswith("  dropped ")]
+    whole = selected.select(_kept(len(selected), report.bad_rows))
+    views = view_batch(_batch(prepared, collate), tokenizer, whole=_whole_batch(whole, collate, options))
+    return views, notes, report.bad_rows
+
+
+def _path(runfile: RunFile, name: str) -> str:
+    return runfile.train if isinstance(runfile.train, str) else runfile.train[name]
 
 
 def show(seen: Preview, *, html: Path | None = None, is_full: bool = False, console: Console | None = None) -> None:

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from burnish.cli.sources import train_sources, unnamed_problem
 from burnish.cli.validate import Problem, is_function_name, training_schema
+from burnish.data.shares import read_weights
 from burnish.registry import closest
 
 Values = Mapping[str, Any]
@@ -43,8 +45,9 @@ def rule(*keys: str) -> Callable[[Check], Check]:
 def rule_problems(document: Mapping[str, Any], broken: set[str]) -> Iterator[Problem]:
     """The problems of all rules; `broken` are keys that are wrong by themselves."""
     schema, values = training_schema(document), option_values(document)
+    wrong = broken | {".".join(name.split(".")[:2]) for name in broken if name.startswith("data.")}  # and what is in it
     for each in RULES:
-        if not broken & set(each.keys) and (message := each.check(values)):
+        if not wrong & set(each.keys) and (message := each.check(values)):
             yield Problem(_path(each.keys[0]), message)
     if not broken & {"loss_type", "loss_kwargs"}:
         yield from _unread(values, schema, broken)
@@ -59,7 +62,7 @@ def option_values(document: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {name: option["default"] for name, option in options.items()}
     values |= {name: value for name, value in training.items() if name in values}
     values["peft"] = document.get("peft")
-    return values | {f"data.{name}": (data or {}).get(name) for name in ("train", "eval", "eval_rows")}
+    return values | {f"data.{name}": (data or {}).get(name) for name in ("train", "streaming", "eval", "eval_rows")}
 
 
 def _path(key: str) -> tuple[str, ...]:
@@ -74,6 +77,51 @@ def _has_eval(values: Values) -> bool:
 def _one_held_out_set(values: Values) -> str | None:
     if values["data.eval"] is not None and values["data.eval_rows"] is not None:
         return "contradicts data.eval, which names the held-out rows: set one of the two to null"
+    return None
+
+
+@rule("data.train")
+def _sources_have_names_and_weights(values: Values) -> str | None:
+    return unnamed_problem(values["data.train"])
+
+
+@rule("dataset_weights", "data.train")
+def _weights_are_of_several_sources(values: Values) -> str | None:
+    weights, sources = values["dataset_weights"], values["data.train"]
+    if weights is None or unnamed_problem(sources):
+        return None
+    named, own = train_sources(sources)
+    if not isinstance(named, Mapping):
+        return "is set, but data.train is one source: give several, or leave it at null"
+    if own is not None:
+        return "contradicts the weights in data.train: leave it at null"
+    try:
+        read_weights(weights, list(named))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+@rule("data.streaming", "data.train", "data.eval_rows", "max_steps", "dataloader_num_workers", "dataloader_drop_last")
+def _what_a_stream_needs(values: Values) -> str | None:
+    if not values["data.streaming"]:
+        return None
+    if not isinstance(values["data.train"], str):
+        return "needs one source in data.train"
+    if values["data.eval_rows"] is not None:
+        return "does not go with data.eval_rows, since nobody knows the rows of a stream: name them in data.eval"
+    if values["max_steps"] < 1:
+        return "needs training.max_steps, since nobody knows the length of a stream"
+    for name in ("dataloader_num_workers", "dataloader_drop_last"):
+        if values[name]:
+            return f"does not go with training.{name}: a stream is read in the training process"
+    return None
+
+
+@rule("shuffle_buffer_size", "data.streaming")
+def _a_buffer_needs_a_stream(values: Values) -> str | None:
+    if values["shuffle_buffer_size"] is not None and not values["data.streaming"]:
+        return "is set, but data.streaming is false: the rows are shuffled as a whole"
     return None
 
 

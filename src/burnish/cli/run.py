@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from rich.console import Console
 from transformers import PrinterCallback, ProgressCallback
 from transformers.utils.logging import disable_progress_bar
@@ -20,7 +20,8 @@ from burnish.cli.methods import METHODS, load
 from burnish.cli.narration import Narration
 from burnish.cli.runfile import RunFile
 from burnish.cli.validate import is_function_name
-from burnish.data.sources import load_rows, split_rows
+from burnish.data.shares import apportion
+from burnish.data.sources import load_rows, load_stream, split_rows
 from burnish.metrics import Estimate
 from burnish.report.console import ProgressLine, Sample, final_table
 from burnish.runtime.rundir import CONFIG, RunExistsError
@@ -28,6 +29,8 @@ from burnish.runtime.rundir import CONFIG, RunExistsError
 if TYPE_CHECKING:
     from burnish.trainers.config import PolicyConfig
     from burnish.trainers.dpo import DPOTrainer
+
+Rows = Dataset | dict[str, Dataset]
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,8 @@ def run(runfile: RunFile, *, resume: bool = False, console: Console | None = Non
         peft_config=runfile.peft,
     )
     trainer.run_file = {name: value for name, value in runfile.as_dict().items() if name != "training"}
-    asked = next(iter(held_out.values())) if isinstance(held_out, dict) else held_out
-    prompts = sample_prompts(train_rows if asked is None else asked, trainer.processing_class, runfile.samples)
+    asked = rows_by_source(train_rows if held_out is None else held_out, num_streamed=max(runfile.samples, 1))
+    prompts = sample_prompts(next(iter(asked.values())), trainer.processing_class, runfile.samples)
     progress, narration = ProgressLine(console), Narration(trainer, runfile, prompts, console)
     _replace_callbacks(trainer, progress, narration)
     disable_progress_bar()  # those of loading are over, and those of saving would break the progress line
@@ -133,16 +136,41 @@ def _refuse_occupied(run_dir: Path) -> None:
         )
 
 
-def load_data(runfile: RunFile, args: PolicyConfig) -> tuple[Dataset, Dataset | dict[str, Dataset] | None]:
+def load_data(runfile: RunFile, args: PolicyConfig) -> tuple[Rows | IterableDataset, Rows | None]:
     """The rows that a run file trains on, and those it holds out."""
-    rows = load_rows(runfile.train)
-    if runfile.eval_rows is not None:
-        return split_rows(rows, runfile.eval_rows, args.seed)
-    if isinstance(runfile.eval, str):
-        return rows, load_rows(runfile.eval)
-    if runfile.eval is None:
-        return rows, None
-    return rows, {name: load_rows(source) for name, source in runfile.eval.items()}
+    if isinstance(runfile.train, str) and runfile.streaming:
+        return load_stream(runfile.train), None if runfile.eval is None else _load(runfile.eval)
+    rows = _load(runfile.train)
+    if runfile.eval_rows is None:
+        return rows, None if runfile.eval is None else _load(runfile.eval)
+    return hold_out(rows, runfile.eval_rows, args.seed)
+
+
+def hold_out(rows: Rows, eval_rows: int, seed: int) -> tuple[Rows, Rows]:
+    """Training rows and held-out rows; of several sources each gives its part of the latter.
+
+    Raises:
+        DataError: there are not enough rows to leave one for training.
+    """
+    if isinstance(rows, Dataset):
+        return split_rows(rows, eval_rows, seed)
+    parts = dict(zip(rows, apportion(eval_rows, [len(source) for source in rows.values()]), strict=True))
+    split = {name: split_rows(source, parts[name], seed) for name, source in rows.items() if parts[name]}
+    train = {name: split[name][0] if name in split else source for name, source in rows.items()}
+    return train, {name: held_out for name, (_, held_out) in split.items()}
+
+
+def _load(sources: str | Mapping[str, str]) -> Rows:
+    if isinstance(sources, str):
+        return load_rows(sources)
+    return {name: load_rows(source) for name, source in sources.items()}
+
+
+def rows_by_source(rows: Rows | IterableDataset, *, num_streamed: int = 1000) -> dict[str, Dataset]:
+    """The rows of each source by its name, "" if there is only one; of a stream the first ones."""
+    if isinstance(rows, IterableDataset):
+        return {"": load_rows(list(rows.take(num_streamed)))}
+    return {"": rows} if isinstance(rows, Dataset) else rows
 
 
 def _replace_callbacks(trainer: DPOTrainer, progress: ProgressLine, narration: Narration) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from burnish.cli.adapters import DEFAULT_KIND, adapter_problems
 from burnish.cli.rules import REDACTED, rule_problems
-from burnish.cli.sources import RECIPE, recipe_names, source_problems
+from burnish.cli.sources import RECIPE, recipe_names, source_problems, train_sources
 from burnish.cli.validate import Problem, load_schema, schema_problems, training_schema
 from burnish.cli.yamlfile import Document, KeyPath, YamlError, parse_value, parse_yaml
 from burnish.registry import closest
@@ -36,7 +36,8 @@ class RunFile:
         method: a name of `burnish.cli.methods.METHODS`.
         model, ref_model: as `DPOTrainer` takes them.
         peft: the adapter to train, `type` and fields, or None.
-        train: source of the rows.
+        train: source of the rows, or names with one each.
+        streaming: read them as they are needed.
         eval: source of the held-out rows, or names with one each, or None.
         eval_rows: hold out so many rows of `train`, or None.
         samples: so many prompts are answered before and after.
@@ -49,7 +50,8 @@ class RunFile:
     model: str
     ref_model: str | None
     peft: Mapping[str, Any] | None
-    train: str
+    train: str | Mapping[str, str]
+    streaming: bool
     eval: str | Mapping[str, str] | None
     eval_rows: int | None
     samples: int
@@ -58,8 +60,6 @@ class RunFile:
 
     def as_dict(self) -> dict[str, Any]:
         """The run file again, with paths that hold wherever it is read."""
-        named = isinstance(self.eval, Mapping)
-        held_out = {n: _absolute(s) for n, s in self.eval.items()} if isinstance(self.eval, Mapping) else self.eval
         return {
             "method": self.method,
             "model": _absolute(self.model),
@@ -67,7 +67,8 @@ class RunFile:
             "peft": None if self.peft is None else dict(self.peft),
             "data": {
                 "train": _absolute(self.train),
-                "eval": held_out if named or held_out is None else _absolute(str(held_out)),
+                "streaming": self.streaming,
+                "eval": _absolute(self.eval),
                 "eval_rows": self.eval_rows,
             },
             "samples": self.samples,
@@ -213,6 +214,8 @@ def _make(source: str, document: Mapping[str, Any]) -> RunFile:
     options = training_schema(document)["properties"]
     given = {name: value for name, value in (document.get("training") or {}).items() if value != REDACTED}
     training = {name: whole(value, options.get(name, {})) for name, value in given.items()}
+    train, weights = train_sources(data["train"])
+    training |= {} if weights is None else {"dataset_weights": weights}
     return RunFile(
         source=source,
         **{
@@ -220,7 +223,8 @@ def _make(source: str, document: Mapping[str, Any]) -> RunFile:
             for name in ("method", "model", "ref_model", "samples", "max_new_tokens")
         },
         peft=_adapter(document),
-        train=data["train"],
+        train=train,
+        streaming=bool(data.get("streaming")),
         eval=data.get("eval"),
         eval_rows=data.get("eval_rows"),
         training=training,
@@ -259,8 +263,10 @@ def _sentence(line: int, problem: Problem) -> str:
     return f"{f'line {line}' if line else '--set'}, {problem.key}: {problem.message}"
 
 
-def _absolute(name: str | None) -> str | None:
-    """A path that exists as an absolute path; any other name as it is."""
+def _absolute(name: str | Mapping[str, str] | None) -> Any:
+    """A path that exists as an absolute path; any other name as it is; of several, each by itself."""
+    if isinstance(name, Mapping):
+        return {key: _absolute(source) for key, source in name.items()}
     if name is None or name.startswith(RECIPE):
         return name
     path = Path(name).expanduser()

@@ -51,6 +51,7 @@ RANGES: Mapping[str, Mapping[str, float]] = {
     "seed": NOT_NEGATIVE,
     "data_seed": NOT_NEGATIVE,
     "max_skipped_steps": AT_LEAST_ONE,
+    "shuffle_buffer_size": {"minimum": 2},
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), AT_LEAST_ONE),
     **dict.fromkeys(("gradient_accumulation_steps", "dataset_num_proc", "torch_empty_cache_steps"), AT_LEAST_ONE),
     **dict.fromkeys(("max_length", "max_prompt_length", "max_completion_length"), AT_LEAST_ONE),
@@ -128,8 +129,27 @@ def _top_level() -> dict[str, Any]:
 def _data() -> dict[str, Any]:
     source = "a path, recipe:NAME, or the name of a data set on the hub"
     sources = {"type": "object", "minProperties": 1, "additionalProperties": _TEXT}
+    weighted = {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["path"],
+        "properties": {
+            "path": {**_TEXT, "description": f"{source[0].upper()}{source[1:]}."},
+            "name": {**_TEXT, "description": "What it is called in metrics; unset, what its path ends in."},
+            "weight": {"type": "number", **POSITIVE, "description": "How much of an epoch it is; of all or of none."},
+        },
+    }
     properties = {
-        "train": {**_TEXT, "description": f"Rows to train on: {source}."},
+        "train": {
+            "anyOf": [_TEXT, sources, {"type": "array", "minItems": 1, "items": weighted}],
+            "description": f"Rows to train on: {source}; or names with one of these each, or a list of path, name and "
+            "weight, which are mixed.",
+        },
+        "streaming": {
+            "type": "boolean",
+            "default": False,
+            "description": "Read the rows of train as they are needed, once, in order; needs max_steps.",
+        },
         "eval": {
             "anyOf": [_TEXT, sources, _NOTHING],
             "default": None,

@@ -10,6 +10,7 @@ from sys import path as import_path
 from typing import Any
 
 from burnish.cli.validate import Problem, is_function_name, load_schema
+from burnish.cli.yamlfile import KeyPath
 from burnish.registry import closest
 
 RECIPE = "recipe:"
@@ -20,7 +21,7 @@ def source_problems(document: Mapping[str, Any], broken: set[str]) -> Iterator[P
     """Files, recipes, models and modules that are not there. `broken` are keys that are wrong by themselves."""
     data = document.get("data")
     for path, source in data_sources(data if isinstance(data, Mapping) else {}):
-        if ".".join(path) not in broken and (message := _data_problem(source)):
+        if ".".join(map(str, path)) not in broken and (message := _data_problem(source)):
             yield Problem(path, message)
     for key in ("model", "ref_model"):
         name = document.get(key)
@@ -36,14 +37,53 @@ def recipe_names(folder: str, ending: str) -> list[str]:
     return sorted(item.name.removesuffix(ending) for item in place.iterdir() if item.name.endswith(ending))
 
 
-def data_sources(data: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+def train_sources(given: Any) -> tuple[str | dict[str, str], dict[str, float] | None]:
+    """What `data.train` says: a source, or several by name; and their weights, if a list gives them.
+
+    >>> train_sources([{"path": "a/rows.jsonl", "weight": 2}, {"path": "owner/texts", "name": "b", "weight": 1}])
+    ({'rows': 'a/rows.jsonl', 'b': 'owner/texts'}, {'rows': 2, 'b': 1})
+    """
+    if not isinstance(given, list):
+        return given, None
+    named = {_source_name(item): item for item in given}
+    weights = {name: item["weight"] for name, item in named.items() if "weight" in item}
+    return {name: item["path"] for name, item in named.items()}, weights or None
+
+
+def unnamed_problem(given: Any) -> str | None:
+    """What is wrong with a list of sources that by itself is well-formed: names that are the same, missing weights."""
+    if not isinstance(given, list):
+        return None
+    names = [_source_name(item) for item in given]
+    if again := next((name for name in names if names.count(name) > 1), None):
+        return f"has two sources called {again!r}: give each a name of its own"
+    without = [name for name, item in zip(names, given, strict=True) if "weight" not in item]
+    if without and len(without) < len(given):
+        return f"has weights, but none for {', '.join(without)}: give all of them one, or none"
+    return None
+
+
+def _source_name(item: Mapping[str, Any]) -> str:
+    """`name`, else what the path ends in, without kind and revision."""
+    path: str = item["path"]
+    last = Path(path.removeprefix(RECIPE).partition("@")[0]).name
+    kinds = load_schema()["x-file-kinds"]
+    plain = last.removesuffix(".gz")
+    return item.get("name") or (plain.rpartition(".")[0] if plain.endswith(tuple(kinds)) else last)
+
+
+def data_sources(data: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     """The key and the source of all rows that the mapping `data` names."""
     for key in ("train", "eval"):
-        value = data.get(key)
-        named = value.items() if isinstance(value, Mapping) else [(None, value)]
-        for name, source in named:
+        value: Any = data.get(key)
+        if isinstance(value, list):
+            paths = [item.get("path") if isinstance(item, Mapping) else None for item in value]
+            named = [((index, "path"), path) for index, path in enumerate(paths)]
+        else:
+            named = [((name,), path) for name, path in value.items()] if isinstance(value, Mapping) else [((), value)]
+        for place, source in named:
             if isinstance(source, str) and source:
-                yield ("data", key, *([] if name is None else [str(name)])), source
+                yield ("data", key, *place), source
 
 
 def _data_problem(source: str) -> str | None:

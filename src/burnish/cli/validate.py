@@ -93,7 +93,8 @@ def _problems_of(error: ValidationError, document: Any) -> Iterator[Problem]:
     schema: Any = error.schema
     if error.validator == "additionalProperties":
         for key in [key for key in given if key not in schema.get("properties", {})]:
-            yield Problem((*path, key), _unknown_key(key, given[key], path, document))
+            known = schema.get("properties", {})
+            yield Problem((*path, key), _unknown_key(key, given[key], path, document, known))
     elif error.validator == "required":
         for key in [key for key in schema["required"] if key not in given]:
             yield Problem((*path, key), f"is missing. {schema['properties'][key]['description']}")
@@ -106,7 +107,7 @@ def _problems_of(error: ValidationError, document: Any) -> Iterator[Problem]:
         yield Problem(path, wrong_value(error))
 
 
-def _unknown_key(key: Any, value: Any, path: KeyPath, document: Any) -> str:
+def _unknown_key(key: Any, value: Any, path: KeyPath, document: Any, known_here: Mapping[str, Any]) -> str:
     if not isinstance(key, str):
         return f"keys are text, this one is {_given(key)}: put it in quotes, or remove it"
     training = training_schema(document)
@@ -122,7 +123,7 @@ def _unknown_key(key: Any, value: Any, path: KeyPath, document: Any) -> str:
         return f"does not belong here; it is {exact[0]!r}"
     if (place := MODEL_CONFIG_FIELDS.get(key)) is not None:
         return f"is TRL's name; here it is {place!r}"
-    near = closest(key, homes.get(here, {})) or _near_elsewhere(key, homes)
+    near = closest(key, homes.get(here, known_here)) or _near_elsewhere(key, homes)
     return f"is no known key{near or '; `burnish init dpo --all` prints every key'}"
 
 

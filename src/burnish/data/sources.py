@@ -17,7 +17,7 @@ from typing import Any, TextIO, TypeVar
 
 import datasets
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, Features
+from datasets import Dataset, DatasetDict, Features, IterableDataset
 
 from burnish.data.errors import DataError, excerpt
 from burnish.data.images import encode_rows
@@ -67,6 +67,25 @@ def load_rows(source: Source, *, split: str = "train") -> Dataset:
     return dataset
 
 
+def load_stream(name: str | Path) -> IterableDataset:
+    """The rows of a file, a recipe or a data set on the hub, as `load_rows` takes them, read when they are needed.
+
+    Raises:
+        DataError: there is no such file, recipe or split; while it is read, a row that is no JSON object.
+    """
+    path = Path(name).expanduser()
+    kind = Path(path.name.removesuffix(".gz")).suffix
+    if str(name).startswith(RECIPE):
+        return load_rows(name).to_iterable_dataset()
+    if kind not in FILE_KINDS:
+        return pick_split(_load_from_hub(str(name), streaming=True), "train", repr(str(name)))
+    if not path.is_file():
+        raise DataError(f"there is no file {str(name)!r} (looked for {path.absolute()}).")
+    if kind == ".parquet":
+        return IterableDataset.from_parquet(str(path))
+    return IterableDataset.from_generator(_checked_rows, gen_kwargs={"path": str(path.absolute())})
+
+
 def split_rows(dataset: Dataset, eval_rows: int, seed: int) -> tuple[Dataset, Dataset]:
     """Hold out `eval_rows` rows, drawn by `seed`; the same rows on every machine.
 
@@ -102,17 +121,16 @@ def _load_recipe(name: str) -> Dataset:
         return _load_file(path)
 
 
-def _load_from_hub(name: str) -> Dataset | DatasetDict:
+def _load_from_hub(name: str, *, streaming: bool = False) -> Any:
     repository, _, revision = name.partition("@")
     try:
-        loaded = datasets.load_dataset(repository, revision=revision or None)
+        options = {"streaming": True} if streaming else {}
+        return datasets.load_dataset(repository, revision=revision or None, **options)
     except (OSError, ValueError) as error:
         raise DataError(
             f"cannot load {name!r} from the hub: {excerpt(str(error), length=200)}\n"
             f"A file must end in one of {', '.join(FILE_KINDS)}; a data set of this package is 'recipe:NAME'."
         ) from error
-    assert isinstance(loaded, Dataset | DatasetDict)
-    return loaded
 
 
 def pick_split(splits: Mapping[Any, Kind], split: str, name: str) -> Kind:
@@ -156,6 +174,17 @@ def _generate(path: str, size: int, changed: int) -> Iterator[dict[str, Any]]:
     schema = table_schema(numbered_rows(Path(path)), place=path)
     for chunk in _chunks(numbered_rows(Path(path))):
         yield from pa.Table.from_pylist([dict(row) for _, row in chunk], schema=schema).to_pylist()
+
+
+def _checked_rows(path: str) -> Iterator[dict[str, Any]]:
+    for index, row in numbered_rows(Path(path)):
+        _check_row(row, f"{path}, row {index}")
+        yield row
+
+
+def _check_row(row: Any, where: str) -> None:
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where}: a row is a dict (JSON object), found {excerpt(row)}.")
 
 
 def numbered_rows(path: Path, on_fault: Callable[[DataError], None] | None = None) -> Iterator[tuple[int, Any]]:
@@ -240,8 +269,7 @@ def table_schema(rows: Iterable[tuple[int, Any]], *, place: str) -> pa.Schema:
     schema = pa.schema([])
     for chunk in _chunks(rows):
         for index, row in chunk:
-            if not isinstance(row, Mapping):
-                raise DataError(f"{place}, row {index}: a row is a dict (JSON object), found {excerpt(row)}.")
+            _check_row(row, f"{place}, row {index}")
         try:
             schema = _widen(schema, [row for _, row in chunk])
         except ARROW_ERRORS:
