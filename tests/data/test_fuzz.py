@@ -394,6 +394,20 @@ def test_error_names_the_first_rows_and_counts_all():
     assert all(line.startswith(f"  row {index}, column ") for index, line in enumerate(lines[1:9]))
 
 
+def test_broken_rows_of_a_list_are_named_all_at_once():
+    """Whatever types they have: none of them keeps the rows from being read."""
+    broken = list(broken_rows(random.Random(6), WITH_PROMPT, 220))
+    sound = itertools.cycle([getattr(Sound(random.Random(7)), layout) for layout in WITH_PROMPT])
+    rows = [row for bad, _ in broken for row in (bad, next(sound)())]
+    prepared, report = prepare(load_rows(rows), "drop")
+    assert prepared["row_id"][:] == list(range(1, 440, 2))
+    named = {bad.row: bad for bad in report.bad_rows}
+    assert report.num_dropped == 220
+    for index, (row, allowed) in list(enumerate(broken))[: len(named)]:
+        mixed = {"chosen", "rejected"} if named[2 * index].problem.startswith("mixed layout") else set()
+        assert named[2 * index].column in allowed | mixed, (row, str(named[2 * index]))
+
+
 def test_extra_keys_are_counted():
     sound = Sound(random.Random(2))
     _, report = prepare(table([sound.extra_keys() for _ in range(3)], COLUMNS))

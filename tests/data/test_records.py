@@ -96,6 +96,9 @@ def test_sound_rows_raise_no_alarm(row):
 @pytest.mark.parametrize("row", [{"prompt": "Sky?", "chosen": "blue", "rejected": "red"}, make_rows(1)[0]])
 def test_faults_are_named_from_the_list_to_the_error(row, fault, column):
     """Whether Arrow refuses the value or the row is read and refused, the error names row and column."""
+    if (fault, column) == ("other form", "prompt"):  # no fault, and the two rows fit into one table
+        assert len(load_and_prepare([row, {**row, column: FAULTS[fault](row, column)}])[0]) == 2
+        return
     with pytest.raises(DataError) as caught:
         load_and_prepare([row, {**row, column: FAULTS[fault](row, column)}])
     assert f"row 1, column {column!r}" in str(caught.value)

@@ -1,3 +1,4 @@
+import datetime
 import gzip
 import json
 from pathlib import Path
@@ -83,15 +84,37 @@ def test_changed_file_is_read_again(tmp_path):
     assert len(load_rows(path)) == 4
 
 
-@pytest.mark.parametrize("bad", [5, ["x"], {"role": "user"}, "\ud800"])
-def test_types_that_do_not_fit_name_row_and_column(tmp_path, bad):
-    rows = [*ROWS * 600, {**ROWS[0], "chosen": bad}]
+@pytest.mark.parametrize("odd", [5, ["x"], {"role": "user"}, [{"role": "user", "content": "天"}], "5", True])
+def test_values_without_a_type_in_common_stay_as_they_are(tmp_path, odd):
+    """Kept as JSON; columns that have a type keep it."""
+    rows = [*ROWS * 600, {**ROWS[0], "chosen": odd}, ROWS[0]]
     path = tmp_path / "rows.jsonl"
     path.write_text(lines(rows))
-    with pytest.raises(DataError, match=r"rows.jsonl, row 1200, column 'chosen'"):
+    for loaded in (load_rows(path), load_rows(rows)):
+        assert loaded["chosen"][1199:] == ["e", odd, "b"]
+        assert loaded.features["weight"].dtype == "int64"
+        assert loaded["weight"][1199:] == [2, None, None]
+
+
+@pytest.mark.parametrize("bad", ["\ud800", ["\ud800"], {"a": "\ud800"}])
+@pytest.mark.parametrize("others", [ROWS, [*ROWS, {"chosen": 5}]])
+def test_invalid_unicode_names_row_and_column(tmp_path, bad, others):
+    rows = [*others * 600, {**ROWS[0], "chosen": bad}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(lines(rows))
+    named = f"row {len(rows) - 1}, column 'chosen'"
+    with pytest.raises(DataError, match=rf"rows.jsonl, {named}"):
         load_rows(path)
-    with pytest.raises(DataError, match=r"row 1200, column 'chosen'"):
+    with pytest.raises(DataError, match=named):
         load_rows(rows)
+
+
+def test_values_that_json_does_not_know_name_row_and_column():
+    day = datetime.date(2020, 1, 2)
+    with pytest.raises(DataError, match=r"row 2, column 'chosen': datetime.date\(.* does not fit into a table"):
+        load_rows([*ROWS, {**ROWS[0], "chosen": day}])
+    with pytest.raises(DataError, match=r"row 3, column 'chosen': datetime.date\(.* does not fit into a table"):
+        load_rows([*ROWS, {**ROWS[0], "chosen": 5}, {**ROWS[0], "chosen": day}])
 
 
 def test_broken_line_is_named(tmp_path):

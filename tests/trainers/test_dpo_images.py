@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from datasets import Dataset
@@ -16,6 +17,8 @@ from transformers import AutoModelForImageTextToText
 
 from burnish import DPOConfig, DPOTrainer, forward
 from burnish.data.errors import DataError
+from burnish.data.images import encode_rows
+from burnish.data.stream import RankStream
 from burnish.models.forward import install_forward
 from burnish.models.load import load_policy, load_tokenizer
 from burnish.models.reference import FrozenModel
@@ -333,3 +336,22 @@ def test_two_processes_equal_one(tmp_path, family):
         assert done.returncode == 0, done.stderr[-3000:]
         losses.append(json.loads((output / "losses.json").read_text()))
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["pillow", "features"])
+def test_a_stream_of_rows_with_images(tmp_path, kind):
+    """Prepared on the way as in a table; then trained on. Images come decoded, or as their features say."""
+    family, rows = FAMILIES[0], image_rows()
+    wanted = make_trainer(tmp_path / "table", family, rows).train_dataset
+    table = Dataset.from_list(encode_rows(rows)).cast_column("images", datasets.List(datasets.Image()))
+    source = table.to_iterable_dataset()
+    if kind == "pillow":
+        source = datasets.IterableDataset.from_generator(lambda: iter(rows))
+    trainer = make_trainer(tmp_path / "stream", family, source)
+    found = RankStream(trainer.train_dataset).take(6)
+    for row, expected in zip(found, wanted, strict=True):
+        assert row["prompt_input_ids"] == expected["prompt_input_ids"]
+        assert row["image_digests"] == expected["image_digests"]
+    trainer.train()
+    assert trainer.state.global_step == 3
+    assert all(math.isfinite(loss) for loss in train_losses(trainer))

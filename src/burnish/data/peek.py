@@ -14,7 +14,8 @@ from datasets import Dataset
 from pyarrow import parquet
 
 from burnish.data.errors import DataError, excerpt
-from burnish.data.sources import FILE_KINDS, RECIPE, numbered_rows, table_schema, widen_by_row
+from burnish.data.sources import FILE_KINDS, RECIPE, numbered_rows
+from burnish.data.table import Table
 
 NUM_PEEKED = 1000
 MAX_COUNTED_BYTES = 256 << 20
@@ -69,29 +70,28 @@ def _peek_text(path: Path, limit: int) -> Peek:
         else:
             faults.append(f"{path}, row {index}: a row is a dict (JSON object), found {excerpt(row)}.")
     num_rows = len(numbered) + len(faults) if next(stream, None) is None else _count_rows(path)
-    schema, fitting = _fit(numbered, faults, place=str(path))
-    table = pa.Table.from_pylist([dict(row) for _, row in fitting], schema=schema)
+    table, fitting = _fit(numbered, faults, place=str(path))
     return Peek(
-        rows=Dataset(table) if fitting and schema.names else None,
+        rows=table.data_set(fitting) if fitting and table.schema.names else None,
         indices=tuple(index for index, _ in fitting),
         num_rows=num_rows,
         faults=tuple(faults),
     )
 
 
-def _fit(numbered: Numbered, faults: list[str], *, place: str) -> tuple[pa.Schema, Numbered]:
-    """The types of all columns, and the rows that fit into one table; the others are faults."""
+def _fit(numbered: Numbered, faults: list[str], *, place: str) -> tuple[Table, Numbered]:
+    """The columns, and the rows that they can hold; the others are faults."""
     try:
-        return table_schema(iter(numbered), place=place), numbered
+        return Table.of(iter(numbered), place=place), numbered
     except DataError:  # some row, or several
-        schema, fitting = pa.schema([]), Numbered()
+        table, fitting = Table(), Numbered()
     for index, row in numbered:
         try:
-            schema = widen_by_row(schema, row, f"{place}, row {index}")
+            table = table.with_row(row, f"{place}, row {index}")
             fitting.append((index, row))
         except DataError as error:
             faults.append(str(error).replace("\n", " "))
-    return schema, fitting
+    return table, fitting
 
 
 def _count_rows(path: Path) -> int | None:

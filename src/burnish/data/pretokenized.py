@@ -75,7 +75,7 @@ def _num_completions(completions: Any) -> int:
 
 def _read_ids(column: str, ids: Any, vocabulary: int) -> list[int]:
     fix = f"Give a list of token ids from 0 to {vocabulary - 1}."
-    if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
+    if not isinstance(ids, list) or not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
         raise RowProblem(column, "is not a list of token ids", value=ids, fix=fix)
     for index, token in enumerate(ids):
         if not 0 <= token < vocabulary:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, Json, Value
 from datasets import Sequence as ListOf
 
 from burnish.data.errors import DataError
@@ -26,6 +26,7 @@ PAIR_IDS, PAIR_MASKS = ("chosen_input_ids", "rejected_input_ids"), ("chosen_loss
 KWISE_IDS, KWISE_MASK = "completion_input_ids", "completion_loss_mask"
 TRUNCATED_COLUMN = "truncated"
 SOURCE_COLUMN = "source"
+JSON = "json"
 
 INTEGER, NUMBER, IDS, MASK = Value("int64"), Value("float64"), ListOf(Value("int32")), ListOf(Value("bool"))
 
@@ -59,7 +60,8 @@ def read_columns(dataset: Dataset, *, name: str) -> list[str]:
         wanted |= set() if isinstance(features.get(TRUNCATED_COLUMN), Value) else {TRUNCATED_COLUMN}
     else:
         wanted |= set(content_columns(present)).difference(ANSWERS)
-    wanted |= {column for column in ("row_id", SOURCE_COLUMN) if "int" in _dtype(features.get(column))}
+    types = {column: _dtype(features.get(column)) for column in ("row_id", SOURCE_COLUMN)}
+    wanted |= {column for column, kind in types.items() if "int" in kind or kind == JSON}
     return [column for column in present if column in wanted]
 
 
@@ -175,5 +177,7 @@ def _filled(dataset: Dataset, columns: Sequence[str]) -> list[str]:
 
 
 def _dtype(feature: Any) -> str:
-    """The type of a column of single values; "" for lists and other columns, and where there is none."""
+    """The type of a column of single values, "json" if each row has its own; "" for lists, and where there is none."""
+    if isinstance(feature, Json):
+        return JSON
     return feature.dtype if isinstance(feature, Value) else ""

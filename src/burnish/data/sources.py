@@ -11,22 +11,20 @@ import gzip
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
-from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 import datasets
-import pyarrow as pa
-from datasets import Dataset, DatasetDict, Features, IterableDataset
+from datasets import Dataset, DatasetDict, IterableDataset
 
 from burnish.data.errors import DataError, excerpt
 from burnish.data.images import encode_rows
 from burnish.data.numbers import NUMBER_COLUMNS, TIE_COLUMN
+from burnish.data.table import Table, check_row
 
 FILE_KINDS = (".jsonl", ".json", ".csv", ".parquet")
 RECIPE = "recipe:"
-CHUNK_ROWS = 1000
-ARROW_ERRORS = (pa.ArrowException, UnicodeError, OverflowError)
+CSV_CHUNK_ROWS = 1000
 
 Kind = TypeVar("Kind")
 Rows = Iterable[Mapping[str, Any]]
@@ -148,21 +146,17 @@ def _from_list(rows: Sequence[Any]) -> Dataset:
     if not rows:
         raise DataError("the list of rows is empty; give at least one.")
     rows = encode_rows(rows)
-    schema = table_schema(enumerate(rows), place="the list of rows")
-    table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
-    return Dataset.from_dict(
-        {column: table.column(column) for column in schema.names}, features=Features.from_arrow_schema(schema)
-    )
+    return Table.of(enumerate(rows), place="the list of rows").data_set(enumerate(rows))
 
 
 def _load_file(path: Path) -> Dataset:
-    schema = table_schema(numbered_rows(path), place=str(path))
-    if not schema.names:
+    table = Table.of(numbered_rows(path), place=str(path))
+    if not table.schema.names:
         raise DataError(f"{str(path)!r} has no rows; give at least one.")
     stamp = path.stat()
     loaded = Dataset.from_generator(
         _generate,
-        features=Features.from_arrow_schema(schema),
+        features=table.features,
         gen_kwargs={"path": str(path.absolute()), "size": stamp.st_size, "changed": stamp.st_mtime_ns},
     )
     assert isinstance(loaded, Dataset)
@@ -171,20 +165,15 @@ def _load_file(path: Path) -> Dataset:
 
 def _generate(path: str, size: int, changed: int) -> Iterator[dict[str, Any]]:
     """Rows with every key of the file; size and time of change are there to be part of the cache's key."""
-    schema = table_schema(numbered_rows(Path(path)), place=path)
-    for chunk in _chunks(numbered_rows(Path(path))):
-        yield from pa.Table.from_pylist([dict(row) for _, row in chunk], schema=schema).to_pylist()
+    table = Table.of(numbered_rows(Path(path)), place=path)
+    for part in table.filled(numbered_rows(Path(path))):
+        yield from part.to_pylist()
 
 
 def _checked_rows(path: str) -> Iterator[dict[str, Any]]:
     for index, row in numbered_rows(Path(path)):
-        _check_row(row, f"{path}, row {index}")
+        check_row(row, f"{path}, row {index}")
         yield row
-
-
-def _check_row(row: Any, where: str) -> None:
-    if not isinstance(row, Mapping):
-        raise DataError(f"{where}: a row is a dict (JSON object), found {excerpt(row)}.")
 
 
 def numbered_rows(path: Path, on_fault: Callable[[DataError], None] | None = None) -> Iterator[tuple[int, Any]]:
@@ -224,7 +213,7 @@ def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
     import pandas as pd
 
     numbers = {spelling for spellings in NUMBER_COLUMNS.values() for spelling in spellings} | {"row_id", TIE_COLUMN}
-    chunks = pd.read_csv(path, dtype=str, keep_default_na=False, chunksize=CHUNK_ROWS)
+    chunks = pd.read_csv(path, dtype=str, keep_default_na=False, chunksize=CSV_CHUNK_ROWS)
     for chunk in chunks:
         for row in chunk.to_dict("records"):
             yield {str(key): _number(value) if key in numbers else value or None for key, value in row.items()}
@@ -252,51 +241,3 @@ def _parse(text: str, path: Path, where: str) -> Any:
     except json.JSONDecodeError as error:
         fix = "A .jsonl file holds one JSON object a line; a .json file may hold a list of them."
         raise DataError(f"{str(path)!r}, {where}, is no JSON: {error}. Found {excerpt(text)}. {fix}") from error
-
-
-def _chunks(rows: Iterable[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:
-    iterator = iter(rows)
-    while chunk := list(islice(iterator, CHUNK_ROWS)):
-        yield chunk
-
-
-def table_schema(rows: Iterable[tuple[int, Any]], *, place: str) -> pa.Schema:
-    """The types of all columns over all rows.
-
-    Raises:
-        DataError: a row is no dict, or a value does not fit the type that its column has so far.
-    """
-    schema = pa.schema([])
-    for chunk in _chunks(rows):
-        for index, row in chunk:
-            _check_row(row, f"{place}, row {index}")
-        try:
-            schema = _widen(schema, [row for _, row in chunk])
-        except ARROW_ERRORS:
-            for index, row in chunk:
-                schema = widen_by_row(schema, row, f"{place}, row {index}")
-    return schema
-
-
-def _widen(schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> pa.Schema:
-    columns = dict.fromkeys(str(column) for row in rows for column in row)
-    fields = [pa.field(column, pa.array([row.get(column) for row in rows]).type) for column in columns]
-    return pa.unify_schemas([schema, pa.schema(fields)], promote_options="permissive")
-
-
-def widen_by_row(schema: pa.Schema, row: Mapping[str, Any], where: str) -> pa.Schema:
-    """The types of all columns with those of one more row.
-
-    Raises:
-        DataError: a value does not fit the type that its column has so far.
-    """
-    for column, value in row.items():
-        try:
-            schema = _widen(schema, [{column: value}])
-        except ARROW_ERRORS as error:
-            known = f"; the rows before have {schema.field(column).type}" if column in schema.names else ""
-            raise DataError(
-                f"{where}, column {column!r}: {excerpt(value)} does not fit into one table: {error}{known}.\n"
-                "Give the column one type in every row, and text that is valid Unicode."
-            ) from error
-    return schema
