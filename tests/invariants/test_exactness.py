@@ -125,6 +125,18 @@ def test_a_pair_of_weight_zero_is_as_if_absent(tmp_path):
     assert relative_distance(with_it[0], without[0]) < 1e-12
 
 
+@pytest.mark.parametrize("loss", [["sigmoid", "sft"], ["ipo"]])
+def test_a_pair_of_weight_two_is_as_if_there_twice(tmp_path, loss):
+    """From the column through collation to the division, in any micro-batches."""
+    rows, options = make_rows(4), {"per_device_train_batch_size": 5, "learning_rate": 0.0, "loss_type": loss}
+    twice = step_gradients(make_trainer(tmp_path / "1", rows=[*rows, rows[2]], **options))
+    weighted = [{**row, "weight": 1.0 + (index == 2)} for index, row in enumerate(rows)]
+    for size, steps in ((5, 1), (1, 4)):
+        cut = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps}
+        found = step_gradients(make_trainer(tmp_path / f"w{size}", rows=weighted, **{**options, **cut}))
+        assert relative_distance(found[0], twice[0]) < 1e-12
+
+
 def test_the_loss_before_the_first_step_is_log_2(tmp_path):
     trainer = make_trainer(tmp_path, ref_seed=None, num_train_epochs=1)
     trainer.train()

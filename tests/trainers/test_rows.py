@@ -1,7 +1,9 @@
-"""Training on several sources: how they are given, what is logged of each, what binds on a resume."""
+"""The rows of a trainer: several sources, how they are given, and what happens if rows are not there or change."""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -10,7 +12,10 @@ import datasets
 import pytest
 from datasets import DatasetDict
 
-from burnish.runtime.rundir import read_events
+from burnish import DPOConfig, DPOTrainer
+from burnish.data.errors import DataError
+from burnish.runtime.checkpoint import verify
+from burnish.runtime.rundir import checkpoints, read_events
 from conftest import make_rows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "invariants"))
@@ -113,6 +118,57 @@ def test_evaluation_rows_need_no_source(tmp_path):
 def test_what_is_refused(tmp_path, rows, weights, message):
     with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path / "run", rows=rows, dataset_weights=weights)
+
+
+class Killed:
+    """A collator that takes its process with it."""
+
+    def __init__(self, own):
+        self.own = own
+
+    def __call__(self, rows):
+        if any(row["row_id"] == 9 for row in rows):
+            os._exit(1)
+        return self.own(rows)
+
+
+def test_a_worker_that_dies_ends_the_run(tmp_path):
+    """Told by the name of what died, not waited for; the newest checkpoint stays sound."""
+    options = {"dataloader_num_workers": 1, "num_train_epochs": 4, "save_strategy": "steps", "save_steps": 1}
+    trainer = make_trainer(tmp_path / "run", rows=ROWS[:12], **options)
+    trainer.data_collator = Killed(trainer.data_collator)
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        trainer.train()
+    found = checkpoints(tmp_path / "run")
+    assert all(verify(path) == [] for path in found)
+
+
+def test_a_file_that_changed_during_the_run_is_refused_on_a_resume(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS[:12]))
+    options = {"rows": str(path), "save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    make_trainer(tmp_path / "run", **options).train()
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*ROWS[:11], ROWS[20]]))
+    with pytest.raises(ValueError, match="train_data: was"):
+        make_trainer(tmp_path / "run", **options).train(resume_from_checkpoint=True)
+
+
+def test_fewer_rows_than_a_batch_are_one_step(tmp_path):
+    trainer = make_trainer(
+        tmp_path / "run", rows=ROWS[:3], per_device_train_batch_size=8, gradient_accumulation_steps=4
+    )
+    trainer.train()
+    assert trainer.state.global_step == 1
+    with pytest.raises(ValueError, match="drop_last leaves none of 3 rows: a round takes 8"):
+        make_trainer(tmp_path / "b", rows=ROWS[:3], per_device_train_batch_size=8, dataloader_drop_last=True).train()
+
+
+@pytest.mark.parametrize("rows", [[], "absent.jsonl", {"a": "absent.jsonl"}, datasets.Dataset.from_list([])])
+@pytest.mark.parametrize("side", ["train_dataset", "eval_dataset"])
+def test_rows_that_are_not_there_are_told_before_a_model_is_loaded(tmp_path, rows, side):
+    config = DPOConfig(output_dir=str(tmp_path / "run"))
+    with pytest.raises(DataError, match=r"at least one|there is no file"):
+        DPOTrainer(str(tmp_path / "no-model"), config, **{side: rows})
 
 
 def test_a_data_set_of_splits_is_no_mixture(tmp_path):

@@ -122,7 +122,7 @@ def _load_recipe(name: str) -> Dataset:
 def _load_from_hub(name: str, *, streaming: bool = False) -> Any:
     repository, _, revision = name.partition("@")
     try:
-        options = {"streaming": True} if streaming else {}
+        options: dict[str, Any] = {"streaming": True} if streaming else {}
         return datasets.load_dataset(repository, revision=revision or None, **options)
     except (OSError, ValueError) as error:
         raise DataError(

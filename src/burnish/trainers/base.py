@@ -33,7 +33,7 @@ from burnish.trainers.config import PolicyConfig
 from burnish.trainers.division import counted, divide, step_counts, term_means, unit_rows
 from burnish.trainers.evaluation import EvaluationMixin
 from burnish.trainers.persistence import PersistenceMixin
-from burnish.trainers.rows import RowsMixin
+from burnish.trainers.rows import RowsMixin, opened
 from burnish.trainers.running import RunningMixin
 from burnish.trainers.streaming import StreamEnd
 from burnish.types import LossOutput, Mean, TokenBatch, wide
@@ -90,6 +90,8 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PersistenceMixin, 
     ) -> None:
         check_versions()
         options = self.checked_args(args)
+        with options.main_process_first(desc="reading data sets"):
+            train_dataset, eval_dataset = opened(train_dataset), opened(eval_dataset)
         remote = options.trust_remote_code
         self.processing_class = processing_class or load_tokenizer(model, trust_remote_code=remote)
         self.tokenizer = tokenizer_of(self.processing_class)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
@@ -152,6 +153,19 @@ class RowsMixin(StreamingMixin):
         if not (isinstance(dataset, Dataset) and "prompt_input_ids" in dataset.column_names):
             dataset = self._prepare_dataset(dataset, "eval")
         return self._loader(longest_first(dataset), batch_size=self.args.eval_batch_size, train=False)
+
+
+def opened(dataset: Any) -> Any:
+    """The data set, read if it is a path, a name or a list: what is not there, or empty, is found before a model loads.
+
+    Raises:
+        DataError: see `load_rows`.
+    """
+    if isinstance(dataset, str | Path | list | tuple | Dataset | DatasetDict):
+        return load_rows(dataset)
+    if isinstance(dataset, Mapping) and not isinstance(dataset, IterableDatasetDict):
+        return {name: opened(rows) for name, rows in dataset.items()}
+    return dataset
 
 
 def prepare_rows(
