@@ -153,3 +153,19 @@ def test_end_tokens_are_those_of_the_loaded_model(tmp_path, tokenizer, eos, has_
     assert (
         load_end_token_ids(str(tmp_path), trainer.tokenizer) == trainer.end_token_ids == ((2, 7) if eos != 2 else (2,))
     )
+
+
+def test_rows_of_several_sources(config, tmp_path):
+    other = make_rows(20)[15:]
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps({**row, "weight": 1}) + "\n" for row in other))
+    sources = "data.train=[{path: rows.jsonl, weight: 1}, {path: other.jsonl, weight: 2}]"
+    seen = preview_rows(load_runfile(config, [sources]), choose_rows(3, None))
+    assert "3 of 12 rows of rows.jsonl and 3 of 5 rows of other.jsonl" in seen.title
+    assert [view.row_id for view in seen.views] == [0, 4, 8, 0, 1, 3]
+    assert {"rows:", "other:"} <= set(seen.notes)
+
+
+def test_the_first_rows_of_a_stream(config):
+    seen = preview_rows(load_runfile(config, ["data.streaming=true", "max_steps=2"]), choose_rows(3, None))
+    assert "3 of 12 rows of rows.jsonl" in seen.title
+    assert len(seen.views) == 3

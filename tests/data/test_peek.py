@@ -44,15 +44,18 @@ def test_csv_is_text_but_for_numbers(tmp_path):
 
 
 def test_every_fault_of_a_file_is_named_and_the_rest_is_read(tmp_path):
+    """A value of another type than those before it is no fault of the file: its row is read, and is a bad row."""
     good = '{"prompt": "q", "chosen": "a", "rejected": "b"}'
-    path = write(tmp_path / "rows.jsonl", [good, "{broken", "", "[1]", '{"prompt": 3, "chosen": {"x": 1}}', good])
+    odd = ['{"prompt": 3, "chosen": {"x": 1}}', '{"prompt": "\\ud800"}']
+    path = write(tmp_path / "rows.jsonl", [good, "{broken", "", "[1]", *odd, good])
     found = peek(path)
-    assert found.indices == (0, 4)
-    assert found.num_rows == 5
+    assert found.indices == (0, 3, 5)
+    assert found.rows["prompt"][:] == ["q", 3, "q"]
+    assert found.num_rows == 6
     assert [fault.split(": ")[0].removeprefix(str(path)) for fault in found.faults] == [
         f"'{path}', line 2 (row 1), is no JSON",
         ", row 2",
-        ", row 3, column 'prompt'",
+        ", row 4, column 'prompt'",
     ]
 
 
