@@ -1,0 +1,8 @@
+"""The table of rewards with every row of Burnish's own: importing this fills it."""
+
+from __future__ import annotations
+
+from burnish.rewards import builtin
+from burnish.rewards.table import reward, reward_functions
+
+__all__ = ["builtin", "reward", "reward_functions"]
