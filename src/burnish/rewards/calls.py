@@ -106,11 +106,11 @@ def run_call(
     except Overdue as error:
         return Reply(kind=TIMEOUT, failure=str(error))
     except (Exception, SystemExit) as error:
-        return Reply(kind=EXCEPTION, failure=_told(error), details=traceback.format_exc(limit=-8), error=error)
+        return Reply(kind=EXCEPTION, failure=told(error), details=traceback.format_exc(limit=-8), error=error)
     return Reply(scores=tuple(scores), columns=notes.columns, metrics=notes.means())
 
 
-def _told(error: BaseException) -> str:
+def told(error: BaseException) -> str:
     """The exception and the innermost place of its traceback, on one line."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name})" if frames else ""

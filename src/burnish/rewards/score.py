@@ -22,6 +22,7 @@ from burnish.rewards.calling import RESERVED, RewardFunction, name_of, reward_fu
 from burnish.rewards.calls import Reply, run_call
 from burnish.rewards.log import ScoreLog, log_of, message_of
 from burnish.rewards.watchdog import Watchdog, call_directly
+from burnish.rewards.worker import Worker, target_of
 from burnish.types import RewardTable
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Scorer:
         self.names = tuple(function.name for function in self.functions)
         self.weights = _weights(weights, self.names)
         self._watchdogs = {function.name: Watchdog() for function in self.functions}
+        self._workers = _workers(self.functions, isolation)
 
     def check_columns(self, columns: Iterable[str]) -> None:
         """Refuse a data set whose columns do not fit, before anything is generated.
@@ -128,15 +130,31 @@ class Scorer:
         )
         return table, log_of(outcomes, answers, device)
 
+    def close(self) -> None:
+        """End the worker processes; the next `score` starts new ones."""
+        for worker in self._workers.values():
+            worker.close()
+
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def _outcomes(self, answers: Answers, trainer_state: Any) -> dict[str, Outcome]:
-        """Workers and coroutines at the same time; functions of this process one after the other, in their order."""
+        """Workers and coroutines at the same time; other functions one after the other, in their order."""
         attempts = {f.name: self._attempts(f, answers, trainer_state) for f in self.functions}
         rows = range(len(answers))
-        together = [f.name for f in self.functions if _is_async(f.function)]
+        together = [f.name for f in self.functions if f.name in self._workers or _is_async(f.function)]
         with ThreadPoolExecutor(max_workers=max(len(together), 1)) as pool:
-            running = {name: pool.submit(attempts[name].score, rows) for name in together}
-            outcomes = {name: attempts[name].score(rows) for name in self.names if name not in running}
-            return outcomes | {name: future.result() for name, future in running.items()}
+            try:
+                running = {name: pool.submit(attempts[name].score, rows) for name in together}
+                outcomes = {name: attempts[name].score(rows) for name in self.names if name not in running}
+                outcomes |= {name: future.result() for name, future in running.items()}
+            except BaseException:
+                self.close()  # the pool waits for its calls
+                raise
+        return {name: outcomes[name] for name in self.names}
 
     def _attempts(self, function: RewardFunction, answers: Answers, trainer_state: Any) -> Attempts:
         limits = [limit for limit in (self.timeout, function.facts["seconds"]) if limit is not None]
@@ -157,7 +175,10 @@ class Scorer:
         seconds: float | None,
     ) -> Reply:
         arguments = function.arguments(answers, rows, trainer_state)
-        call = partial(run_call, function.function, arguments, shapes_of(answers, rows), function.wants)
+        shapes = shapes_of(answers, rows)
+        if function.name in self._workers:
+            return self._workers[function.name].call(arguments, shapes, function.wants, seconds)
+        call = partial(run_call, function.function, arguments, shapes, function.wants)
         if seconds is None or function.facts["isolation"] == "none":
             return call_directly(call)
         return self._watchdogs[function.name].call(call, seconds)
@@ -207,6 +228,25 @@ def _resolve(
     if unread := sorted(set(options) - set(known)):
         raise ValueError(f"reward_options has {unread}, and the rewards are {known}: options go by the reward's name")
     return tuple(functions)
+
+
+def _workers(functions: Sequence[RewardFunction], isolation: str) -> dict[str, Worker]:
+    """A worker for each function that gets one; none is started yet."""
+    workers: dict[str, Worker] = {}
+    for function in functions:
+        wished = "process" if function.facts["isolation"] == "process" else isolation
+        if function.facts["isolation"] == "none" or wished == "none":
+            continue
+        target = target_of(function.function)
+        if target is not None:
+            workers[function.name] = Worker(target)
+        elif isolation == "process":
+            raise ValueError(
+                f"reward_isolation='process': the reward {function.name!r} cannot be imported by a worker, since it is "
+                "no function at the top of a module. Move it to a module beside the script, or set "
+                "reward_isolation='auto', which calls it in this process"
+            )
+    return workers
 
 
 def _weights(weights: Sequence[float] | None, names: Sequence[str]) -> tuple[float, ...]:
