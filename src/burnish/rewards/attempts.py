@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from burnish.rewards.calls import RESULT, SPLIT, Reply
+from burnish.rewards.calls import RESULT, SPLIT, TIMEOUT, Reply
 from burnish.rewards.returns import Score
 
 Call = Callable[[Sequence[int], float | None], Reply]
@@ -47,6 +47,7 @@ class Outcome:
     scores: dict[int, Score] = field(default_factory=dict[int, Score])
     failures: list[Failure] = field(default_factory=list[Failure])
     recovered: list[Failure] = field(default_factory=list[Failure])
+    overdue: list[Failure] = field(default_factory=list[Failure])
     columns: dict[str, dict[int, Any]] = field(default_factory=dict[str, dict[int, Any]])
     metrics: dict[str, list[tuple[float, int]]] = field(default_factory=dict[str, list[tuple[float, int]]])
     num_retries: int = 0
@@ -77,6 +78,7 @@ class Attempts:
         call: calls the function with some of the answers under a limit of seconds.
         per_answer: each answer has a call of its own.
         seconds: limit of a call, or None.
+        overdue: what an answer gets whose call takes longer; None: it is a failure.
         retries: how often a call is tried again.
         stop_early: nothing is scored after the first failure.
     """
@@ -84,6 +86,7 @@ class Attempts:
     call: Call
     per_answer: bool
     seconds: float | None
+    overdue: float | None
     retries: int
     stop_early: bool
 
@@ -108,6 +111,9 @@ class Attempts:
             reply = self.call(rows, seconds)
         if reply.kind is None:
             outcome.add(rows, reply)
+        elif reply.kind == TIMEOUT and len(rows) == 1 and self.overdue is not None:
+            outcome.overdue.append(_failure(rows, reply))
+            outcome.scores[rows[0]] = Score(self.overdue)
         elif len(rows) == 1 or reply.kind not in SPLIT:
             outcome.fail(rows, _failure(rows, reply))
         else:

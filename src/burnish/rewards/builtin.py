@@ -75,27 +75,42 @@ def number(completions: Sequence[Any], answer: Sequence[Any]) -> list[float | No
 
 def last_number(text: str) -> Fraction | None:
     """The last number of a text, or None."""
-    matches = list(NUMBER.finditer(_plain(text)))
+    matches = list(NUMBER.finditer(plain_digits(text)))
     return _value(matches[-1]) if matches else None
 
 
 def answered_number(text: str) -> Fraction | None:
     """The last number of a text that commits itself to it, or None."""
-    text = _plain(text)
+    last = _committed(plain_digits(text))
+    return None if last is None else _value(last)
+
+
+def tail_number(text: str) -> str | None:
+    """The same as it is written."""
+    last = _committed(text)
+    return None if last is None else last[0]
+
+
+def _committed(text: str) -> re.Match[str] | None:
     matches = list(NUMBER.finditer(text))
-    if not matches:
+    if not matches or is_denied(text, *matches[-1].span()):
         return None
-    last = matches[-1]
-    if _NEGATED.search(text[max(last.start() - 60, 0) : last.start()]) or _DENIED.match(text, last.end()):
-        return None
-    if len(matches) > 1 and _value(matches[-2]) != _value(last):
-        between = text[matches[-2].end() : last.start()]
-        if _LOOSE.fullmatch(between) or (_HEDGE.fullmatch(between) and _BUT.search(between)):
-            return None
-    return _value(last)
+    if len(matches) > 1 and _value(matches[-2]) != _value(matches[-1]):
+        return None if is_hedged(text[matches[-2].end() : matches[-1].start()]) else matches[-1]
+    return matches[-1]
 
 
-def _plain(text: str) -> str:
+def is_denied(text: str, start: int, end: int) -> bool:
+    """Before an answer stands a "not", or after it that it is wrong."""
+    return bool(_NEGATED.search(text[max(start - 60, 0) : start]) or _DENIED.match(text, end))
+
+
+def is_hedged(between: str) -> bool:
+    """What stands between two answers makes them alternatives, a list or a range."""
+    return bool(_LOOSE.fullmatch(between) or (_HEDGE.fullmatch(between) and _BUT.search(between)))
+
+
+def plain_digits(text: str) -> str:
     """Decimal digits of any script as 0-9, and their signs; superscripts and the like stay what they are."""
     text = text.translate(_SIGNS)
     if text.isascii():

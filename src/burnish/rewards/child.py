@@ -13,6 +13,7 @@ import faulthandler
 import importlib
 import inspect
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -22,21 +23,33 @@ from typing import Any
 
 from burnish.rewards.calls import LOAD, Reply, run_call, told
 
+MOST_MEMORY = 4 * 2**30  # of a worker of Burnish's own
 DIE_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from burnish.rewards.child import serve; "
-    "serve(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5])"
+    "serve(int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])"
 )
 
 
-def serve(descriptor: int, parent: int, module: str, qualname: str) -> None:
-    """Answer calls that come through a descriptor until it is closed."""
+def serve(descriptor: int, parent: int, module: str, qualname: str, package: str) -> None:
+    """Answer calls that come through a descriptor until it is closed.
+
+    Args:
+        descriptor: of the pipe.
+        parent: the training process.
+        module: of the function.
+        qualname: of the function.
+        package: what a function of Burnish's own needs: imported before the first call, under a limit of memory.
+    """
     _end_with(parent)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=False)  # a call that is stopped says where it was
     with Connection(descriptor) as connection:
         try:
             function = _load(module, qualname)
+            if package:
+                resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+                importlib.import_module(package)
         except (Exception, SystemExit) as error:
             failure = f"cannot be imported in a worker: its module {told(error)}; reward_isolation='none' calls it here"
             connection.send_bytes(Reply(kind=LOAD, failure=failure).to_json().encode())

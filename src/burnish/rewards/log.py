@@ -73,8 +73,8 @@ def _metrics(name: str, outcome: Outcome, device: torch.device | str) -> dict[st
     def mean(values: Any) -> Mean:
         return Mean.of(torch.tensor(values, dtype=torch.float32, device=device))
 
-    scores = outcome.scores.values()
-    failed = [score.problem is not None for score in scores]
+    scores, overdue = outcome.scores.values(), {row for failure in outcome.overdue for row in failure.rows}
+    failed = [score.problem is not None or row in overdue for row, score in outcome.scores.items()]
     unscored = [math.isnan(score.value) and score.problem is None for score in scores]
     metrics = {
         f"reward_seconds/{name}": mean(outcome.seconds),
@@ -92,7 +92,11 @@ def _metrics(name: str, outcome: Outcome, device: torch.device | str) -> dict[st
 def _events(name: str, outcome: Outcome, answers: Answers) -> list[dict[str, Any]]:
     """Failures of one kind and text are one event."""
     grouped: dict[tuple[str, str, str], list[Failure]] = {}
-    for event, failures in (("reward_failed", outcome.failures), ("reward_recovered", outcome.recovered)):
+    for event, failures in {
+        "reward_failed": outcome.failures,
+        "reward_recovered": outcome.recovered,
+        "reward_overdue": outcome.overdue,
+    }.items():
         for failure in failures:
             grouped.setdefault((event, failure.kind, failure.problem), []).append(failure)
     return [

@@ -162,6 +162,7 @@ class Scorer:
             call=partial(self._call, function, answers, trainer_state),
             per_answer=function.facts["per_answer"],
             seconds=min(limits) if limits else None,
+            overdue=function.facts["overdue"],
             retries=self.retries,
             stop_early=self.on_error == "raise",
         )
@@ -237,7 +238,7 @@ def _workers(functions: Sequence[RewardFunction], isolation: str) -> dict[str, W
         wished = "process" if function.facts["isolation"] == "process" else isolation
         if function.facts["isolation"] == "none" or wished == "none":
             continue
-        target = target_of(function.function)
+        target = target_of(function.function, package=function.facts["package"] or "")
         if target is not None:
             workers[function.name] = Worker(target)
         elif isolation == "process":

@@ -10,6 +10,7 @@ Keyword-only parameters are settings (`reward_options`); every other parameter i
   that can be killed, `auto` for what `reward_isolation` says.
 - `per_answer`: the function is called with one answer at a time, so that a bad one costs no other.
 - `seconds`: the limit of one call where it is shorter than `reward_timeout`.
+- `overdue`: what an answer gets that takes longer than that, or None: it is an error.
 - `package`: a package that it needs; the extra `rewards` has it.
 """
 
@@ -19,7 +20,9 @@ from typing import Any
 
 from burnish.registry import Table
 
-reward_functions: Table[..., Any] = Table("reward", isolation="auto", per_answer=False, seconds=None, package=None)
+reward_functions: Table[..., Any] = Table(
+    "reward", isolation="auto", per_answer=False, seconds=None, overdue=None, package=None
+)
 reward = reward_functions.register
 
 

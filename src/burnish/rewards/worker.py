@@ -45,14 +45,15 @@ _starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="burnish-workers
 
 @dataclass(frozen=True)
 class Target:
-    """A function by the name that a new process imports it under, and its settings."""
+    """A function by the name that a new process imports it under, its settings, and a package that it will need."""
 
     module: str
     qualname: str
     settings: dict[str, Any]
+    package: str = ""
 
 
-def target_of(function: Callable[..., Any]) -> Target | None:
+def target_of(function: Callable[..., Any], *, package: str = "") -> Target | None:
     """How a new process gets hold of a function; None for lambdas, closures, objects and functions of a script."""
     settings: dict[str, Any] = {}
     while isinstance(function, partial):
@@ -67,7 +68,7 @@ def target_of(function: Callable[..., Any]) -> Target | None:
         place = vars(place).get(name) if isinstance(place, type | type(sys)) else None
     if place is not function or not _can_be_found(function.__module__):
         return None
-    return Target(function.__module__, function.__qualname__, settings)
+    return Target(function.__module__, function.__qualname__, settings, package)
 
 
 def _can_be_found(module: str) -> bool:
@@ -160,6 +161,7 @@ class _Running:
     def __init__(self, target: Target) -> None:
         self.connection, other = Pipe()
         arguments = [json.dumps(sys.path), str(other.fileno()), str(os.getpid()), target.module, target.qualname]
+        arguments.append(target.package)
         start = partial(
             subprocess.Popen,
             [sys.executable, "-c", BOOT, *arguments],
