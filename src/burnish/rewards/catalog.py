@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from burnish.rewards import builtin, maths
+from burnish.rewards import builtin, maths, programs
 from burnish.rewards.table import reward, reward_functions
 
-__all__ = ["builtin", "maths", "reward", "reward_functions"]
+__all__ = ["builtin", "maths", "programs", "reward", "reward_functions"]

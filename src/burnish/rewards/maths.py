@@ -14,13 +14,10 @@ import math as mathematics
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from burnish.rewards.builtin import is_denied, is_hedged, plain_digits, tail_number
 from burnish.rewards.table import reward, text_of
-
-if TYPE_CHECKING:
-    from sympy import Basic
 
 LONGEST = 20_000  # characters at the end of an answer that are looked at
 LONGEST_EXPRESSION = 300
@@ -159,7 +156,7 @@ def _segment(text: str) -> str | None:
 
 
 def _boxes(text: str) -> list[tuple[int, int, str]]:
-    """Start, end and content of the last `\\boxed{...}` whose braces are closed."""
+    r"""Start, end and content of the last `\boxed{...}` whose braces are closed."""
     found: list[tuple[int, int, str]] = []
     for match in list(re.finditer(r"\\(?:boxed|fbox)\s*\{", text))[-MOST_BOXES:]:
         depth = 1
@@ -179,7 +176,7 @@ def _as_word(text: str) -> str | None:
     return text.casefold() if _WORD.fullmatch(text) else None
 
 
-def _read(expression: str) -> list[Basic | str]:
+def _read(expression: str) -> list[Any]:
     """What math-verify makes of one expression; nothing of one that is too long to be an answer."""
     if len(expression) > LONGEST_EXPRESSION:
         return []
@@ -203,7 +200,7 @@ def _read(expression: str) -> list[Basic | str]:
     )
 
 
-def _equal(gold: list[Basic | str], expression: str) -> bool:
+def _equal(gold: list[Any], expression: str) -> bool:
     from math_verify import verify
 
     given = _read(expression)

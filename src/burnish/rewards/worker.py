@@ -43,6 +43,12 @@ LOOK = 0.1  # seconds between two looks at whether the process is there
 _starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="burnish-workers")
 
 
+def start_process(command: Sequence[str], **settings: Any) -> subprocess.Popen[bytes]:
+    """Start a process from the thread that lives as long as the interpreter."""
+    start: Callable[[], subprocess.Popen[bytes]] = partial(subprocess.Popen, command, **settings)
+    return _starter.submit(start).result()
+
+
 @dataclass(frozen=True)
 class Target:
     """A function by the name that a new process imports it under, its settings, and a package that it will need."""
@@ -162,8 +168,7 @@ class _Running:
         self.connection, other = Pipe()
         arguments = [json.dumps(sys.path), str(other.fileno()), str(os.getpid()), target.module, target.qualname]
         arguments.append(target.package)
-        start = partial(
-            subprocess.Popen,
+        self.process = start_process(
             [sys.executable, "-c", BOOT, *arguments],
             pass_fds=[other.fileno()],
             start_new_session=True,
@@ -172,7 +177,6 @@ class _Running:
             stderr=subprocess.STDOUT,
             env={"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **os.environ},
         )
-        self.process: subprocess.Popen[bytes] = _starter.submit(start).result()
         other.close()
         self.output = _Output(self.process, target.qualname)
         self._end = weakref.finalize(self, _kill, self.process, self.connection, os.getpid())
