@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from burnish.registry import Entry, closest
 from burnish.rewards.catalog import reward_functions
+from burnish.rewards.models import ClassifierReward
 from burnish.rewards.returns import AnswerShape
 
 if TYPE_CHECKING:
@@ -84,6 +85,13 @@ def shapes_of(answers: Answers, rows: Sequence[int]) -> list[AnswerShape]:
     return [AnswerShape.of(len(answers.completion_ids[row]), turns[row] if turns else None) for row in rows]
 
 
+def unwrapped(function: Any) -> Any:
+    """What a `partial` is made of, everything else as it is."""
+    while isinstance(function, partial):
+        function = function.func
+    return function
+
+
 def name_of(choice: str | Callable[..., Any]) -> str:
     """What a reward is called in metrics: its name in the table or its function's, `lambda` for those without."""
     return _entry(choice).name
@@ -132,9 +140,11 @@ def _entry(choice: Any) -> Entry[..., Any]:
     """The row of a name or of a function that is in the table, `partial` or not, else one with the default facts."""
     if isinstance(choice, str):
         return reward_functions[choice]
+    if isinstance(choice, ClassifierReward):
+        return Entry(choice.name, choice, None, {**reward_functions.entry(choice).facts, "isolation": "none"})
     if not callable(choice) or isinstance(choice, type):
         raise TypeError(f"a reward is the name of one, a function or a model; {choice!r} is {type(choice).__name__}")
-    inner = choice.func if isinstance(choice, partial) else choice
+    inner = unwrapped(choice)
     name = reward_functions.entry(inner).name.replace("<lambda>", "lambda")
     rows = (reward_functions[known] for known in reward_functions)
     facts = next((row.facts for row in rows if row.function is inner), reward_functions.entry(inner).facts)

@@ -9,7 +9,6 @@ an answer without a score from that function, counted, and an event.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,18 +17,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from burnish.rewards.attempts import Attempts, Outcome
-from burnish.rewards.calling import RESERVED, RewardFunction, name_of, reward_function, shapes_of
+from burnish.rewards.calling import RESERVED, RewardFunction, shapes_of, unwrapped
 from burnish.rewards.calls import Reply, run_call
+from burnish.rewards.choices import RewardChoice, check_settings, resolve, weights_of, with_models, workers_of
 from burnish.rewards.log import ScoreLog, log_of, message_of
+from burnish.rewards.models import ClassifierReward
 from burnish.rewards.watchdog import Watchdog, call_directly
-from burnish.rewards.worker import Worker, target_of
 from burnish.types import RewardTable
 
 if TYPE_CHECKING:
     from burnish.types import Answers
-
-ISOLATIONS = ("auto", "process", "none")
-POLICIES = ("raise", "unscored")
 
 
 class RewardError(ValueError):
@@ -40,7 +37,10 @@ class Scorer:
     """Scores answers with one or several reward functions.
 
     Args:
-        reward_funcs: one or several names of the table or callables with TRL's signature, async ones too.
+        reward_funcs: one or several of: a name of the table; a callable with TRL's signature, async ones too; a
+            sequence classifier with one label, loaded or by its name or path.
+        processing_classes: a tokenizer for each of `reward_funcs` that is a model, None for the others and for models
+            with a tokenizer beside them; or one for a single model.
         weights: the factor of each in the total; all 1 by default.
         options: name -> {parameter: value}: settings of keyword-only parameters, and for other parameters the name of
             the column that they take: {"math": {"answer": "solution"}}.
@@ -55,8 +55,9 @@ class Scorer:
 
     def __init__(
         self,
-        reward_funcs: str | Callable[..., Any] | Sequence[str | Callable[..., Any]],
+        reward_funcs: RewardChoice | Sequence[RewardChoice],
         *,
+        processing_classes: Any = None,
         weights: Sequence[float] | None = None,
         options: Mapping[str, Mapping[str, Any]] | None = None,
         isolation: str = "auto",
@@ -65,13 +66,15 @@ class Scorer:
         on_error: str = "raise",
     ) -> None:
         self.on_error, self.retries, self.timeout = on_error, retries, timeout
-        _check_settings(isolation, timeout, retries, on_error)
+        check_settings(isolation, timeout, retries, on_error)
         choices: Any = reward_funcs if isinstance(reward_funcs, list | tuple) else [reward_funcs]
-        self.functions = _resolve(choices, options or {})
+        self.functions = resolve(with_models(choices, processing_classes), options or {})
         self.names = tuple(function.name for function in self.functions)
-        self.weights = _weights(weights, self.names)
+        self.weights = weights_of(weights, self.names)
         self._watchdogs = {function.name: Watchdog() for function in self.functions}
-        self._workers = _workers(self.functions, isolation)
+        self._workers = workers_of(self.functions, isolation)
+        inner = {function.name: unwrapped(function.function) for function in self.functions}
+        self.models = {name: model for name, model in inner.items() if isinstance(model, ClassifierReward)}
 
     def check_columns(self, columns: Iterable[str]) -> None:
         """Refuse a data set whose columns do not fit, before anything is generated.
@@ -101,6 +104,7 @@ class Scorer:
         num_tokens: int,
         trainer_state: Any = None,
         device: torch.device | str = "cpu",
+        frozen: bool = False,
     ) -> tuple[RewardTable, ScoreLog]:
         """Every answer's reward from every function.
 
@@ -109,6 +113,7 @@ class Scorer:
             num_tokens: T, the width of `token_rewards`.
             trainer_state: given to functions that take it.
             device: where the table and the metrics are.
+            frozen: running statistics do not take in these scores, as in an evaluation.
 
         Raises:
             RewardError: a function failed, and `on_error` is `raise`.
@@ -116,7 +121,10 @@ class Scorer:
         Returns:
             The table, and what is logged about it.
         """
+        state = self.state_dict()
         outcomes = self._outcomes(answers, trainer_state)
+        if frozen:
+            self.load_state_dict(state)
         for name in self.names if self.on_error == "raise" else ():
             for failure in outcomes[name].failures[:1]:
                 raise RewardError(message_of(name, failure, answers)) from failure.error
@@ -129,6 +137,26 @@ class Scorer:
             token_rewards=self._token_rewards(outcomes, (len(answers), num_tokens), device),
         )
         return table, log_of(outcomes, answers, device)
+
+    def to(self, device: torch.device | str) -> Scorer:
+        """Move the reward models to a device."""
+        for model in self.models.values():
+            model.to(device)
+        return self
+
+    def update(self, reduce: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """End a round: the running statistics of reward models take in its scores. `reduce` sums over all ranks."""
+        for model in self.models.values():
+            model.moments.update(reduce)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running statistics of reward models."""
+        return {name: model.moments.state_dict() for name, model in self.models.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        for name, model in self.models.items():
+            model.moments.load_state_dict(state[name])
 
     def close(self) -> None:
         """End the worker processes; the next `score` starts new ones."""
@@ -201,66 +229,7 @@ class Scorer:
         return torch.zeros(shape).index_put(places, torch.tensor(values), accumulate=True).to(device)
 
 
-def _check_settings(isolation: str, timeout: float | None, retries: int, on_error: str) -> None:
-    if isolation not in ISOLATIONS:
-        raise ValueError(f"reward_isolation is {isolation!r}; it is one of {', '.join(ISOLATIONS)}")
-    if on_error not in POLICIES:
-        raise ValueError(f"on_reward_error is {on_error!r}; it is one of {', '.join(POLICIES)}")
-    if timeout is not None and not timeout > 0:
-        raise ValueError(f"reward_timeout is {timeout!r}; it is a number of seconds above 0, or None for no limit")
-    if retries < 0:
-        raise ValueError(f"reward_retries is {retries!r}; it is 0 or more")
-
-
-def _resolve(
-    choices: Sequence[str | Callable[..., Any]], options: Mapping[str, Mapping[str, Any]]
-) -> tuple[RewardFunction, ...]:
-    """Each with its options and a name of its own: the second `lambda` is `lambda_2`."""
-    if not choices:
-        raise ValueError("reward_funcs is empty: give at least one name, function or model")
-    functions: list[RewardFunction] = []
-    plain_names: list[str] = []
-    for choice in choices:
-        plain_names.append(name_of(choice))
-        count = plain_names.count(plain_names[-1])
-        name = plain_names[-1] if count == 1 else f"{plain_names[-1]}_{count}"
-        functions.append(reward_function(choice, options.get(name), name=name))
-    known = [function.name for function in functions]
-    if unread := sorted(set(options) - set(known)):
-        raise ValueError(f"reward_options has {unread}, and the rewards are {known}: options go by the reward's name")
-    return tuple(functions)
-
-
-def _workers(functions: Sequence[RewardFunction], isolation: str) -> dict[str, Worker]:
-    """A worker for each function that gets one; none is started yet."""
-    workers: dict[str, Worker] = {}
-    for function in functions:
-        wished = "process" if function.facts["isolation"] == "process" else isolation
-        if function.facts["isolation"] == "none" or wished == "none":
-            continue
-        target = target_of(function.function, package=function.facts["package"] or "")
-        if target is not None:
-            workers[function.name] = Worker(target)
-        elif isolation == "process":
-            raise ValueError(
-                f"reward_isolation='process': the reward {function.name!r} cannot be imported by a worker, since it is "
-                "no function at the top of a module. Move it to a module beside the script, or set "
-                "reward_isolation='auto', which calls it in this process"
-            )
-    return workers
-
-
-def _weights(weights: Sequence[float] | None, names: Sequence[str]) -> tuple[float, ...]:
-    if weights is None:
-        return (1.0,) * len(names)
-    if len(weights) != len(names):
-        raise ValueError(f"reward_weights has {len(weights)} numbers for the {len(names)} rewards {list(names)}")
-    if bad := [weight for weight in weights if not math.isfinite(weight)]:
-        raise ValueError(f"reward_weights has {bad[0]}; each is a finite number")
-    return tuple(float(weight) for weight in weights)
-
-
 def _is_async(function: Callable[..., Any]) -> bool:
     """A coroutine function, or an object with an asynchronous `__call__`."""
-    inner = function.func if isinstance(function, partial) else function
+    inner = unwrapped(function)
     return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(type(inner).__call__)

@@ -45,8 +45,8 @@ _starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="burnish-workers
 
 def start_process(command: Sequence[str], **settings: Any) -> subprocess.Popen[bytes]:
     """Start a process from the thread that lives as long as the interpreter."""
-    start: Callable[[], subprocess.Popen[bytes]] = partial(subprocess.Popen, command, **settings)
-    return _starter.submit(start).result()
+    process: Any = _starter.submit(partial(subprocess.Popen, command, **settings)).result()
+    return process
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,211 @@
+"""Sequence classifiers as rewards: their own tokenizer and chat template, batches under a token budget.
+
+The text of a row is its prompt and answer, by the classifier's chat template if they are messages. What is longer
+than the classifier can read loses tokens at its beginning, since the answer is at its end, and is counted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+HEADS = ("score", "classifier", "classification_head")
+NO_LIMIT = 10**6  # tokenizers without a limit have a larger one
+
+
+def is_model(choice: object) -> bool:
+    """A module, or a text that is the name of no reward of the table but looks like one of a model: it has a slash."""
+    return isinstance(choice, torch.nn.Module) or (isinstance(choice, str) and ("/" in choice or Path(choice).is_dir()))
+
+
+class ClassifierReward:
+    """A reward function that is a sequence classifier with one label.
+
+    Args:
+        model: the classifier, or its name or path.
+        processing_class: its tokenizer; by default the one that lies beside it.
+        init_kwargs: for `from_pretrained`.
+
+    Raises:
+        TypeError: no transformers model.
+        ValueError: not exactly one label, or a classifier whose head was never trained.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | nn.Module,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        *,
+        init_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        from transformers import AutoTokenizer, PreTrainedModel
+
+        if isinstance(model, str | os.PathLike):
+            model = _load(os.fspath(model), init_kwargs or {})
+        if not isinstance(model, PreTrainedModel):
+            raise TypeError(f"a reward model is a transformers model or its name; {type(model).__name__} is none")
+        place = str(model.config._name_or_path)
+        self.name = Path(place).name or type(model).__name__
+        if model.config.num_labels != 1:
+            raise ValueError(
+                f"the reward model {self.name!r} has {model.config.num_labels} labels; a reward is one number, "
+                "so it has to be a sequence classifier with num_labels=1"
+            )
+        if processing_class is None and not place:
+            raise ValueError(f"the reward model {self.name!r} is in memory only: pass reward_processing_classes")
+        self.tokenizer: Any = processing_class or AutoTokenizer.from_pretrained(place)
+        self.model: PreTrainedModel = model.eval().requires_grad_(False)
+        self.moments = RunningMoments()
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        model.config.pad_token_id = self.tokenizer.pad_token_id
+
+    def __call__(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        log_metric: Callable[[str, float], None] | None = None,
+        *,
+        max_length: int | None = None,
+        max_tokens: int = 16_384,
+        normalize: bool = False,
+    ) -> list[float]:
+        """The classifier's logit of each answer.
+
+        Args:
+            prompts: texts or messages.
+            completions: the answers.
+            log_metric: gets the share of rows that were cut.
+            max_length: tokens of a row; by default what tokenizer and model say.
+            max_tokens: of a forward, padding included; a single row may be longer.
+            normalize: subtract the running mean, and divide by the running standard deviation, of past rounds.
+        """
+        limit = max_length or self._limit()
+        rows = [self._encode(prompt, answer) for prompt, answer in zip(prompts, completions, strict=True)]
+        if log_metric is not None and rows:
+            log_metric(f"reward_truncated/{self.name}", sum(len(ids) > limit for ids in rows) / len(rows))
+        rows = [self._cut(ids, limit) for ids in rows]
+        scores = torch.zeros(len(rows), dtype=torch.float64)
+        for batch in batches([len(ids) for ids in rows], max_tokens):
+            scores[batch] = self._forward([rows[row] for row in batch])
+        self.moments.collect(scores)
+        return (self.moments.normalize(scores) if normalize else scores).tolist()
+
+    def _limit(self) -> int:
+        limits = [
+            self.tokenizer.model_max_length,
+            self.model.config.to_dict().get("max_position_embeddings") or NO_LIMIT,
+        ]
+        return int(min(limits))
+
+    def _encode(self, prompt: Any, completion: Any) -> list[int]:
+        if isinstance(prompt, str):
+            text = prompt + (completion if isinstance(completion, str) else completion[-1]["content"])
+            return self.tokenizer(text, verbose=False)["input_ids"]
+        if self.tokenizer.chat_template is None:
+            raise ValueError(
+                f"the prompts are messages, and the tokenizer of the reward model {self.name!r} has no chat template: "
+                "set its chat_template and pass it as reward_processing_classes"
+            )
+        text = self.tokenizer.apply_chat_template([*prompt, *completion], tokenize=False)
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def _cut(self, ids: list[int], limit: int) -> list[int]:
+        """The last tokens, behind the special one that the row begins with."""
+        if len(ids) <= limit:
+            return ids
+        first = ids[:1] if ids[0] in self.tokenizer.all_special_ids else []
+        return first + ids[len(ids) - limit + len(first) :]
+
+    def _forward(self, rows: Sequence[Sequence[int]]) -> Float[Tensor, "N"]:
+        width = max(1, *(len(ids) for ids in rows)) if rows else 1
+        pad = int(self.tokenizer.pad_token_id)
+        device = self.model.device
+        ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=device)  # (N, T)
+        lengths = torch.tensor([max(len(row), 1) for row in rows], device=device)
+        mask = (torch.arange(width, device=device) < lengths[:, None]).long()
+        with torch.no_grad():
+            logits = self.model(input_ids=ids, attention_mask=mask).logits  # (N, 1)
+        return logits[:, 0].double().cpu()
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the classifier."""
+        self.model.to(device)  # pyright: ignore[reportArgumentType]
+
+
+def batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Rows of similar length together, so that rows times the longest stays under a budget.
+
+    >>> batches([5, 1, 9, 2], max_tokens=6)
+    [[1, 3], [0], [2]]
+    """
+    found: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
+        if found and (len(found[-1]) + 1) * lengths[row] <= max_tokens:
+            found[-1].append(row)
+        else:
+            found.append([row])
+    return found
+
+
+class RunningMoments:
+    """Mean and standard deviation of all scores of past rounds; frozen within a round, in the checkpoint."""
+
+    def __init__(self) -> None:
+        self._sums = torch.zeros(3, dtype=torch.float64)  # count, sum, sum of squares
+        self._collected = torch.zeros(3, dtype=torch.float64)
+
+    def collect(self, scores: Tensor) -> None:
+        """Add the running round's scores; they count from the next round on."""
+        self._collected = self._collected + torch.stack(
+            [torch.tensor(float(len(scores))), scores.sum(), (scores**2).sum()]
+        )
+
+    def normalize(self, scores: Tensor) -> Tensor:
+        """(scores - mean) / standard deviation; as they are before two scores are known."""
+        count, total, squares = self._sums.tolist()
+        if count < 2:
+            return scores
+        mean = total / count
+        variance = max(squares / count - mean**2, 0) * count / (count - 1)
+        return (scores - mean) / (variance**0.5 + 1e-8)
+
+    def update(self, reduce: Callable[[Tensor], Tensor]) -> None:
+        """End the round. `reduce` sums over all ranks."""
+        self._sums = self._sums + reduce(self._collected)
+        self._collected = torch.zeros_like(self._collected)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Count, sum and sum of squares of past rounds and of the running one."""
+        return {"sums": self._sums.tolist(), "collected": self._collected.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self._sums = torch.tensor(state["sums"], dtype=torch.float64)
+        self._collected = torch.tensor(state["collected"], dtype=torch.float64)
+
+
+def _load(name: str, init_kwargs: dict[str, Any]) -> PreTrainedModel:
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.from_pretrained(name)
+    kinds = config.architectures or []
+    if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        raise ValueError(
+            f"the reward model {name!r} is {', '.join(kinds) or 'of no known kind'}; it has to be a sequence "
+            "classifier (…ForSequenceClassification), or its head would be random"
+        )
+    kwargs = {"dtype": torch.float32, **init_kwargs}
+    model, loading = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True, **kwargs)
+    if missing := [key for key in loading["missing_keys"] if key.split(".")[0] in HEADS]:
+        raise ValueError(f"the reward model {name!r} comes without the weights {missing}: its scores would be random")
+    return model
