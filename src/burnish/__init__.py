@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from burnish.losses.policy import policy_loss
     from burnish.losses.preference import preference_loss
     from burnish.models.forward import forward
+    from burnish.rewards.table import reward
     from burnish.trainers.base import PolicyTrainer
     from burnish.trainers.config import PolicyConfig, arg
     from burnish.trainers.dpo import DPOConfig, DPOTrainer
@@ -60,6 +61,7 @@ _HOME = {
     "kl_estimator": "burnish.losses.kl",
     "policy_loss": "burnish.losses.policy",
     "preference_loss": "burnish.losses.preference",
+    "reward": "burnish.rewards.table",
 }
 
 __all__ = [
@@ -89,6 +91,7 @@ __all__ = [
     "kl_estimator",
     "policy_loss",
     "preference_loss",
+    "reward",
 ]
 
 

@@ -73,6 +73,11 @@ EXPLANATIONS: dict[str, str] = {
     "(sum of w)² / (n sum of w²).",
     "loss/entropy": "Minus the mean entropy in nats, before its coefficient: the bonus as a loss.",
     "loss/aux_loss": "Load-balancing loss of a mixture of experts, before its coefficient.",
+    "reward_seconds/": "Seconds that a reward function took for the answers of a round.",
+    "reward_unscored/": "Share of answers that a reward function did not score: it returned None.",
+    "reward_errors/": "Share of answers on which a reward function failed or took too long.",
+    "reward_retries/": "Calls of a reward function that were made again, per round.",
+    "reward_truncated/": "Share of answers that are longer, with their prompt, than a reward model can read.",
     "loss/": "One term of a loss with several, before its weight: the mean over that term's own unit.",
 }
 

@@ -15,6 +15,7 @@ from burnish.compat import UNBUILT_DPO
 from burnish.data.report import COUNTS
 from burnish.metrics import EXPLANATIONS
 from burnish.models.head import STATISTICS
+from burnish.rewards.catalog import reward_functions
 from burnish.trainers.config import REFUSED
 from burnish.trainers.persistence import FREE_OPTIONS, FREE_PREFIXES
 
@@ -116,6 +117,11 @@ def test_every_metric_of_trl_is_listed():
         "num_tokens",
     }
     assert keys >= {"nll_loss", "aux_loss"}
+
+
+def test_rewards_page_lists_the_table():
+    own = {name for name in reward_functions if reward_functions[name].function.__module__.startswith("burnish.")}
+    assert set(table("rewards.md", "| name | columns | settings | what it gives |")) == own
 
 
 def test_checkpoints_page_names_every_option_that_may_change():

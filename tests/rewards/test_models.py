@@ -67,7 +67,7 @@ def test_messages_go_through_the_classifiers_own_template():
 
 
 def test_messages_without_a_template_are_refused():
-    with pytest.raises(ValueError, match="has no chat template.*reward_processing_classes"):
+    with pytest.raises(ValueError, match=r"has no chat template.*reward_processing_classes"):
         score(make_classifier(), make_answers(conversational=True), processing_classes=make_tokenizer(None))
 
 

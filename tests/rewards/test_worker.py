@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import misbehaving
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -91,8 +92,9 @@ def test_a_regular_expression_of_the_user_always_gets_one():
 # What goes there and comes back.
 
 
-def test_arguments_and_logs_pass():
-    answers = make_answers(vector=[torch.arange(3)] * 4, nested=[{"a": [1, None]}] * 4)
+@pytest.mark.parametrize("vector", [np.arange(3), pytest.param(torch.arange(3), marks=pytest.mark.slow)])
+def test_arguments_and_logs_pass(vector):
+    answers = make_answers(vector=[vector] * 4, nested=[{"a": [1, None]}] * 4)
     table, log = score(partial(misbehaving.everything, bonus=2), answers)
     assert table.rewards[:, 0].tolist() == [2] * 4
     names = ["answer", "completion_ids", "log_extra", "log_metric", "nested", "prompts", "trainer_state"]

@@ -9,19 +9,49 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from burnish.rewards.builtin import (
+        get_repetition_penalty_reward,
+        get_soft_overlong_punishment,
+        think_format_reward,
+    )
     from burnish.rewards.log import ScoreLog
+    from burnish.rewards.maths import accuracy_reward, get_cosine_scaled_reward, reasoning_accuracy_reward
+    from burnish.rewards.models import ClassifierReward
     from burnish.rewards.score import RewardError, Scorer
     from burnish.rewards.table import reward, reward_functions
+    from burnish.rewards.trial import try_rewards
 
 _HOME = {
+    "ClassifierReward": "burnish.rewards.models",
     "RewardError": "burnish.rewards.score",
     "ScoreLog": "burnish.rewards.log",
     "Scorer": "burnish.rewards.score",
+    "accuracy_reward": "burnish.rewards.maths",
+    "get_cosine_scaled_reward": "burnish.rewards.maths",
+    "get_repetition_penalty_reward": "burnish.rewards.builtin",
+    "get_soft_overlong_punishment": "burnish.rewards.builtin",
+    "reasoning_accuracy_reward": "burnish.rewards.maths",
     "reward": "burnish.rewards.table",
     "reward_functions": "burnish.rewards.table",
+    "think_format_reward": "burnish.rewards.builtin",
+    "try_rewards": "burnish.rewards.trial",
 }
 
-__all__ = ["RewardError", "ScoreLog", "Scorer", "reward", "reward_functions"]
+__all__ = [
+    "ClassifierReward",
+    "RewardError",
+    "ScoreLog",
+    "Scorer",
+    "accuracy_reward",
+    "get_cosine_scaled_reward",
+    "get_repetition_penalty_reward",
+    "get_soft_overlong_punishment",
+    "reasoning_accuracy_reward",
+    "reward",
+    "reward_functions",
+    "think_format_reward",
+    "try_rewards",
+]
 
 
 def __getattr__(name: str) -> Any:

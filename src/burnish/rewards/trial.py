@@ -89,9 +89,7 @@ def try_rewards(
         ValueError: no rows, no column `prompt`, or a scorer that raises.
     """
     if scorer.on_error != "unscored":
-        raise ValueError(
-            "try_rewards needs Scorer(..., on_error='unscored'), so that one failure does not end the trial"
-        )
+        raise ValueError("try_rewards needs Scorer(..., on_error='unscored'): one failure must not end the trial")
     if not rows or "prompt" not in rows[0]:
         raise ValueError(
             f"try_rewards needs rows with a column 'prompt'; found {sorted(rows[0]) if rows else 'no rows'}"
