@@ -106,7 +106,7 @@ def test_number_is_quick_on_hostile_text(text):
         ("paris", "Paris", 0),
         ("Paris or Rome", "Paris", 0),
         ("", "Paris", 0),
-        ("cafe\u0301", "caf\u00e9", 1),
+        ("e\u0301", "\u00e9", 1),
         ("Rome", ["Paris", "Rome"], 1),
         ("7", 7, 1),
         ("None", None, None),

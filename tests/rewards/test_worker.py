@@ -89,6 +89,15 @@ def test_a_regular_expression_of_the_user_always_gets_one():
     assert log.events == ()
 
 
+@pytest.mark.slow
+def test_a_regular_expression_that_never_ends_costs_one_answer():
+    answers = make_answers(["aaaa", "a" * 60 + "b", "b"])
+    table, log = score("format", answers, options={"format": {"pattern": "(a+)+"}}, timeout=0.5, on_error="unscored")
+    assert table.rewards[[0, 2], 0].tolist() == [1, 0]
+    assert table.rewards[1].isnan().all()
+    assert [(event["kind"], event["rows"]) for event in log.events] == [("timeout", [100])]
+
+
 # What goes there and comes back.
 
 
