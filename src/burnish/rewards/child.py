@@ -2,7 +2,7 @@
 
 Arguments come pickled from the training process over a pipe of their own; what goes back is JSON. The main module of
 the training process is not imported, unlike in the workers of `multiprocessing`: a script without an
-`if __name__ == "__main__"` would train a second time.
+`if __name__ == "__main__"` would run a second time.
 """
 
 from __future__ import annotations
