@@ -131,3 +131,20 @@ def test_redact_replaces_strings_only_and_copies():
 )
 def test_redact_command(command, shown):
     assert redact_command(command) == shown
+
+
+@pytest.mark.parametrize(
+    "secret",
+    ["hf_" + "aB3" * 12, "sk-" + "proj-" + "x9" * 12, "ghp_" + "a1" * 18, "github_pat_" + "A_1" * 12, "AKIA" + "Z9" * 8,
+     "xoxb-" + "12-ab" * 4, "AIza" + "_b-" * 11 + "Zz", "-----BEGIN RSA PRIVATE KEY-----"],
+)  # fmt: skip
+def test_what_looks_like_a_token_is_replaced_wherever_it_is(secret):
+    assert redact({"note": f"use {secret}, please"}) == {"note": f"use {REDACTED}, please"}
+    assert redact_command(["train", f"--set=extra={{a: {secret}}}"]) == ["train", f"--set=extra={{a: {REDACTED}}}"]
+
+
+@pytest.mark.parametrize(
+    "text", ["hf_hub", "sk-learn", "asking-hf_internal-testing/tiny", "risk-averse", "AKIA", "hf_" + "a" * 5]
+)
+def test_what_does_not_look_like_a_token_stays(text):
+    assert redact(text) == text

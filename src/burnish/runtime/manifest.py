@@ -40,6 +40,11 @@ _TEXT_TOKENS = {
     "begin", "start", "think", "response", "instruction", "max", "min", "num", "per", "decoder", "forced",
 }  # fmt: skip
 _URL_LOGIN = re.compile(r"://[^/@\s:]+:[^/@\s]+@")
+# Tokens that can be told by their looks: of Hugging Face, OpenAI and Anthropic, GitHub, AWS, Slack, Google.
+SECRET_SHAPE = re.compile(
+    r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[oprsu]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|A[KS]IA[A-Z0-9]{16}"
+    r"|xox[abeoprs]-[A-Za-z0-9-]{10,}|AIza[\w-]{35})(?![A-Za-z0-9])|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+)
 
 
 def collect_manifest(
@@ -91,8 +96,20 @@ def is_secret_key(key: str) -> bool:
 
 
 def redact(value: Any, *, key: str = "") -> Any:
-    """`value` with every non-empty string under a secret key, and every login in a URL, replaced; a copy."""
+    """`value` without secrets, as a copy.
+
+    Replaced are non-empty strings under a secret key, logins in URLs, and whatever looks like a token (`SECRET_SHAPE`).
+    """
     return _redact(value, is_secret_key(key))
+
+
+def redact_text(text: str) -> str:
+    """A text without logins in URLs and without what looks like a token.
+
+    >>> redact_text("https://me:pw@host, hf_" + "a" * 34)
+    'https://<redacted>@host, <redacted>'
+    """
+    return SECRET_SHAPE.sub(REDACTED, _URL_LOGIN.sub(f"://{REDACTED}@", text))
 
 
 def redact_command(command: Sequence[str]) -> list[str]:
@@ -111,7 +128,7 @@ def redact_command(command: Sequence[str]) -> list[str]:
 
 def _redact(value: Any, secret: bool) -> Any:
     if isinstance(value, str):
-        return REDACTED if secret and value else _URL_LOGIN.sub(f"://{REDACTED}@", value)
+        return REDACTED if secret and value else redact_text(value)
     if isinstance(value, Mapping):
         return {name: _redact(item, secret or is_secret_key(str(name))) for name, item in value.items()}
     if isinstance(value, list | tuple):
