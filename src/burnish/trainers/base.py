@@ -33,6 +33,7 @@ from burnish.trainers.config import PolicyConfig
 from burnish.trainers.division import counted, divide, step_counts, term_means, unit_rows
 from burnish.trainers.evaluation import EvaluationMixin
 from burnish.trainers.persistence import PersistenceMixin
+from burnish.trainers.publishing import PublishingMixin
 from burnish.trainers.rows import RowsMixin, opened
 from burnish.trainers.running import RunningMixin
 from burnish.trainers.streaming import StreamEnd
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 
-class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PersistenceMixin, ABC):
+class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, PersistenceMixin, ABC):
     """Trains a policy on parcels. Abstract: a subclass defines `loss`.
 
     Args:
@@ -111,7 +112,8 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PersistenceMixin, 
             options.ddp_find_unused_parameters = reads_images(plain) or None
         self.end_token_ids = end_token_ids(plain, self.tokenizer)
         self.args, self.data_reports, self.estimates = options, {}, {}
-        self.run = None
+        self.late_evaluations: list[dict[str, Any]] = []
+        self.run, self.cpu_settings = None, None
         self.metric_buffer = MetricBuffer()
         self.guard = StepGuard(max_skipped=options.max_skipped_steps)
         self.num_tokens = Counter()
@@ -181,6 +183,14 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PersistenceMixin, 
     def binding(self) -> dict[str, Any]:
         """What else must be the same for a resumed run to continue this one, in JSON types."""
         return {}
+
+    def describe_method(self) -> dict[str, Any]:
+        """How the policy is trained, for manifest and model card, in JSON types.
+
+        `trainer`: this class; `name`: of the method; `losses`: `name`, `paper` (an arXiv number or None) and `weight`.
+        """
+        name = type(self).__name__.removesuffix("Trainer").lower()
+        return {"trainer": type(self).__name__, "name": name, "losses": []}
 
     # One step.
 

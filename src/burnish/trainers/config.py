@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from datetime import datetime
 from enum import Enum
 from typing import Any
@@ -91,7 +91,10 @@ class DataOptions(TrainingArguments):
 
 @dataclass
 class PolicyConfig(DataOptions):
-    """Options of every trainer, on top of `transformers.TrainingArguments` and `DataOptions`."""
+    """Options of every trainer, on top of `transformers.TrainingArguments` and `DataOptions`.
+
+    `options_set` holds the names of those that were given another value than their default.
+    """
 
     output_dir: str | None = arg(None, "Run directory. Unset: a new one, runs/<method>-<date>-<time>.")
     overwrite_output_dir: bool = arg(
@@ -117,6 +120,7 @@ class PolicyConfig(DataOptions):
     )
 
     def __post_init__(self) -> None:
+        self.options_set = tuple(item.name for item in fields(self) if item.init and self._is_set(item))
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         accelerated = not self.use_cpu and (torch.cuda.is_available() or torch.xpu.is_available())
         if self.bf16 is None:
@@ -128,6 +132,11 @@ class PolicyConfig(DataOptions):
             self.pad_to_multiple_of = None
         self._refuse()
         super().__post_init__()
+
+    def _is_set(self, item: Field[Any]) -> bool:
+        """Whether an option was given another value than its default."""
+        default = item.default if item.default_factory is MISSING else item.default_factory()
+        return getattr(self, item.name) != default
 
     def _refuse(self) -> None:
         known = {item.name for item in fields(self)}

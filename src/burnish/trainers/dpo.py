@@ -193,6 +193,10 @@ class DPOTrainer(PolicyTrainer):
         """A resumed run must have the same reference."""
         return {"reference": self.reference.fingerprint()}
 
+    def describe_method(self) -> dict[str, Any]:
+        """As in `PolicyTrainer`, with the losses and the divergence."""
+        return {**super().describe_method(), "losses": self.losses.describe()}
+
     def check_first_step(self, batch: PreferenceBatch) -> dict[str, Any]:
         """Score one pair again, row by row through the model's own logits, and compare; the loss should be log 2."""
         return check_dpo(self, batch)

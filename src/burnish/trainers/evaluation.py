@@ -52,12 +52,23 @@ class EvaluationMixin(Host):
         estimates = _with_loss(buffer.flush(sum_over_ranks), terms)
         named = {f"{metric_key_prefix}_{name}": estimate for name, estimate in estimates.items()}
         self.estimates = {**self.estimates, **named}
+        self._record_evaluation(named)
         return EvalLoopOutput(
             predictions=(np.empty(0),),
             label_ids=None,
             metrics={name: estimate.mean for name, estimate in named.items()},
             num_samples=int(sum_over_ranks(num_rows)),
         )
+
+    def _record_evaluation(self, estimates: dict[str, Estimate]) -> None:
+        kept = {
+            n: {"mean": e.mean, "weight": e.weight, "standard_error": e.standard_error} for n, e in estimates.items()
+        }
+        event = {"step": self.state.global_step, "estimates": kept}
+        if self.run is not None:
+            self.run.event("evaluation", **event)
+        elif not self.is_in_train:
+            self.late_evaluations.append({"kind": "evaluation", **event})
 
     def _evaluation_parcels(self, model: nn.Module, dataloader: Iterable[TokenBatch]) -> Iterable[TokenBatch]:
         moved = (batch.to(self.args.device) for batch in dataloader)

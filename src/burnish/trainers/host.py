@@ -46,6 +46,7 @@ class Host(Trainer):
         guard: lets only finite steps reach the optimizer.
         num_tokens: tokens seen since the start of the run.
         running_means: means of metrics over past steps, which a loss may read.
+        late_evaluations: events of the evaluations outside `train`, which are in no file.
         run: the open run directory of the main process during training, else None.
         cpu_settings: what the CPU runtime was set to for the run, or None.
         findings: faults of the data sets that do not stop a run.
@@ -85,7 +86,9 @@ class Host(Trainer):
         guard: StepGuard
         num_tokens: Counter
         running_means: RunningMeans
+        late_evaluations: list[dict[str, Any]]
         run: RunDirectory | None
+        push_in_progress: Any
         cpu_settings: CpuSettings | None
 
         def loss(self, model: nn.Module, batch: Any) -> LossOutput: ...
@@ -99,6 +102,12 @@ class Host(Trainer):
         def train_fingerprint(self) -> str | None: ...
 
         def binding(self) -> dict[str, Any]: ...
+
+        def describe_method(self) -> dict[str, Any]: ...
+
+        def run_config(self) -> dict[str, Any]: ...
+
+        def manifest(self) -> dict[str, Any]: ...
 
         def tell(self, kind: str, message: str, *, show: bool = True, **fields: Any) -> None: ...
 

@@ -80,6 +80,13 @@ class PairLosses:
             parts.append(Term(name=entry.name, losses=losses * weight, per=entry.facts["per"], coefficient=coefficient))
         return tuple(parts)
 
+    def describe(self) -> list[dict[str, Any]]:
+        """Name, paper and weight of each, for the manifest."""
+        return [
+            {"name": entry.name, "paper": entry.paper, "weight": weight}
+            for entry, weight in zip(self.entries, self.weights, strict=True)
+        ]
+
     def _function(self, entry: Entry[Any, Tensor], running: RunningMeans) -> Callable[[PairLogps], Tensor]:
         followed = {name: running.value(row.metric, row.momentum) for name, row in entry.facts["follows"].items()}
         loss = partial(entry.function, **followed)

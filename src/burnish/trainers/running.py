@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from transformers.utils import logging
 
 from burnish.models.adapter_summary import adapter_line, describe_adapter
 from burnish.models.adapters import plain_model
+from burnish.models.origin import origin_of
 from burnish.runtime import cpu
 from burnish.runtime.checkpoint import read_manifest, remove_leftovers
 from burnish.runtime.manifest import collect_manifest
@@ -84,17 +86,10 @@ class RunningMixin(Host):
             return
         directory = self.run_path
         resumes = found is not None and found.resolve().parent == directory.resolve()
-        manifest = collect_manifest(
-            command=sys.argv,
-            seed=self.args.seed,
-            datasets=[report.as_dict() for report in self.data_reports.values()],
-            model=self._describe_model(),
-        )
-        manifest["cpu_settings"] = None if self.cpu_settings is None else self.cpu_settings.as_dict()
         self.run = RunDirectory.open(
             directory,
             config=self.run_config(),
-            manifest=manifest,
+            manifest=self.manifest(),
             resume_step=int(found.name.rsplit("-", 1)[1]) if found is not None and resumes else None,
             overwrite=self.args.overwrite_output_dir and not resumes,
         )
@@ -112,9 +107,26 @@ class RunningMixin(Host):
         """What run.yaml holds: `run_file`, if somebody set it, with every option of `args` resolved."""
         return {**self.run_file, "training": self.args.resolved()}
 
-    def _describe_model(self) -> dict[str, Any]:
+    def manifest(self) -> dict[str, Any]:
+        """What manifest.json holds: method, model, data, code, machine, and the options that were set."""
+        made_with = collect_manifest(
+            command=sys.argv,
+            seed=self.args.seed,
+            datasets=[report.as_dict() for report in self.data_reports.values()],
+            model=self._describe_model(),
+        )
         return {
-            "name": self.model.config._name_or_path,
+            **made_with,
+            "method": self.describe_method(),
+            "options_set": list(self.args.options_set),
+            "cpu_settings": None if self.cpu_settings is None else self.cpu_settings.as_dict(),
+        }
+
+    def _describe_model(self) -> dict[str, Any]:
+        name = self.model.config._name_or_path
+        return {
+            "name": name,
+            **asdict(origin_of(name)),
             "class": type(plain_model(self.model)).__name__,
             "parameters": self.model.num_parameters(),
             "trainable": self.model.num_parameters(only_trainable=True),
