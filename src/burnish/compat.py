@@ -20,7 +20,6 @@ MINIMUM_TRANSFORMERS = (5, 19)
 # Field of TRL 1.16 or 0.25 -> the values that mean "off".
 UNBUILT_DPO: dict[str, tuple[Any, ...]] = {
     "padding_free": (False,),
-    "generate_during_eval": (False,),
     "activation_offloading": (False,),
     "use_logits_to_keep": (False,),
     "label_pad_token_id": (-100,),

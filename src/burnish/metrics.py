@@ -38,6 +38,12 @@ EXPLANATIONS: dict[str, str] = {
     "kl": "Drift from the reference: mean of exp(d) - 1 - d over the data's tokens, d = reference - policy in nats. "
     "KL(policy || reference) if the policy wrote the answers; else an index.",
     "kl/sequential": "KL(reference || policy) of the next-token distributions in nats, mean over the data's tokens.",
+    "win_rate": "Share of held-out prompts where the judge prefers the policy's answer; a tie counts one half. "
+    "`events.jsonl` says against whose answers.",
+    "win_rate/low": "Lower end of Wilson's 95 % interval of win_rate.",
+    "win_rate/high": "Upper end of Wilson's 95 % interval of win_rate.",
+    "completions/mean_length": "Tokens of the policy's own answers, the end token included.",
+    "completions/clipped_ratio": "Share of the policy's own answers that did not end within the limit.",
     "truncated": "Share of answers that were cut, or whose prompt was.",
     "logps/chosen": "Summed log-prob of chosen answers in nats. It may fall while the margin grows.",
     "logps/rejected": "Summed log-prob of rejected answers in nats.",

@@ -146,3 +146,21 @@ def test_a_stream_then_resume(arguments, tmp_path, held_out):
     lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "grad_norm" in line]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert lines[-1]["num_stream_rows"] == 12
+
+
+def test_answers_are_judged_shown_and_in_the_card(arguments, tmp_path):
+    config, overrides = arguments
+    (tmp_path / "judges_of_the_cli_test.py").write_text(
+        "def longer(prompts, first, second):\n"
+        "    return [len(a) > len(b) for a, b in zip(first, second, strict=True)]\n"
+    )
+    sets = ["generate_during_eval=true", "judge=judges_of_the_cli_test:longer", "num_eval_samples=3"]
+    outcome, screen = start(config, [*overrides, *sets, "eval_max_new_tokens=6", "max_steps=2"])
+    assert outcome.before["eval_win_rate"].mean == 0.5
+    assert "step 0 · eval: 3 prompts answered" in screen
+    assert screen.count("step 2 · eval: 3 prompts answered") == 1
+    assert "eval_win_rate" in screen
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "| `eval_win_rate` | 0.500 [" in card
+    assert "judged by `judges_of_the_cli_test:longer`" in card
+    assert "- `rows.jsonl`" in card

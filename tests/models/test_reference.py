@@ -107,3 +107,12 @@ def test_no_reference_is_0_everywhere():
     assert reference.logps(batch).tolist() == [0.0, 0.0]
     assert reference.token_logps(batch).shape == batch.completion_ids.shape
     assert not reference.token_logps(batch).any()
+
+
+def test_which_references_can_answer(policy):
+    for reference in (frozen_copy(policy), given_model(policy)):
+        with reference.answering() as model:
+            assert model is reference.model
+    for reference in (FromColumns(), NoReference("why")):
+        with reference.answering() as model:
+            assert model is None

@@ -11,11 +11,13 @@ from burnish.report.console import (
     Answer,
     ProgressLine,
     Sample,
+    answers_table,
     evaluation_line,
     final_table,
     progress_line,
     visible,
 )
+from burnish.trainers.sampling import EvalAnswer, EvalAnswers, answers_line
 
 LOGS = {"loss": 0.65, "rewards/margins": -0.0912, "rewards/accuracies": 0.75, "num_skipped_steps": 0}
 
@@ -117,3 +119,17 @@ def test_text_without_spaces_is_wrapped_and_not_cut():
     text = shown(final_table({}, {}, [sample], "x", []))
     assert text.count("睡眠") + text.count("睡\n") >= 18
     assert "…" not in text
+
+
+def test_answers_of_an_evaluation_beside_what_they_were_compared_with():
+    answers = tuple(EvalAnswer(n, f"prompt {n}", "mine\x1b[2J", 3, n == 0, "theirs", 0.5) for n in range(5))
+    found = EvalAnswers(10, "eval", "the reference", Estimate(0.5, 5, 0.1), answers)
+    text = shown(answers_table(found, answers_line(found)), width=200)
+    assert "step 10 · eval: 5 prompts answered, 1 answers cut, win rate 0.500 [0.170, 0.830] against the ref" in text
+    assert text.count("policy, score 0.5") == 3
+    assert "mine[2J … (cut)" in text
+    assert "prompt 3" not in text
+    alone = EvalAnswers(10, "eval", None, None, (EvalAnswer(0, "p", "", 1, is_cut=False),))
+    text = shown(answers_table(alone, answers_line(alone)))
+    assert "compared with" not in text
+    assert "(empty)" in text

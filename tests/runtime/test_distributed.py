@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from burnish.runtime.distributed import barrier, gather_rows, is_distributed, sum_over_ranks
+from burnish.runtime.distributed import barrier, gather_lines, gather_rows, is_distributed, sum_over_ranks
 
 
 def test_one_process_needs_no_group():
@@ -18,6 +18,7 @@ def test_one_process_needs_no_group():
     gathered, start = gather_rows(rows)
     assert gathered is rows
     assert start == 0
+    assert gather_lines(["a", ""]) == ["a", ""]
     barrier()
 
 
@@ -25,7 +26,7 @@ RANK = """
 import json, sys
 import torch
 import torch.distributed as dist
-from burnish.runtime.distributed import barrier, gather_rows, is_distributed, sum_over_ranks
+from burnish.runtime.distributed import barrier, gather_lines, gather_rows, is_distributed, sum_over_ranks
 
 rank, file = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method="file://" + file, rank=rank, world_size=2)
@@ -37,6 +38,7 @@ for sizes in [(2, 2), (3, 1), (0, 2), (2, 0), (0, 0)]:
     everything, start = gather_rows(rows)
     own = everything[start : start + sizes[rank]]
     results["gathered"].append([everything.tolist(), start, torch.equal(own, rows)])
+results["lines"] = [gather_lines(lines[rank]) for lines in [(["a ä", ""], ["b"]), ([], ["b", "c"]), ([], [])]]
 barrier()
 print(json.dumps(results))
 dist.destroy_process_group()
@@ -55,6 +57,7 @@ def test_two_processes(tmp_path):
     assert first["distributed"] is second["distributed"] is True
     assert first["sum"] == second["sum"] == [3.0, 20.0]
     assert (first["untouched"], second["untouched"]) == ([1.0, 10.0], [2.0, 10.0])
+    assert first["lines"] == second["lines"] == [["a ä", "", "b"], ["b", "c"], []]
     mine, other = [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]], [[100.0, 101.0], [102.0, 103.0]]
     whole = [mine[:2] + other, mine + other[:1], other, mine[:2], []]
     for results, starts in [(first, [0, 0, 0, 0, 0]), (second, [2, 3, 0, 2, 0])]:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from pyarrow import parquet
 
 from burnish.runtime import jsonl, rundir
 from burnish.runtime.rundir import (
@@ -322,3 +323,19 @@ def test_a_second_process_is_told_the_first_and_may_follow_its_death(tmp_path):
     with open_run(tmp_path, resume_step=1) as run:
         run.metric(2, {"loss": 0.5})
     assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
+def test_answers_are_written_whole_and_replace_those_of_the_same_step(tmp_path):
+    with RunDirectory.open(tmp_path, config={}, manifest={}) as run:
+        assert run.completions(10, [{"row_id": 1, "score": None}]) == "completions/step-000010.parquet"
+        assert run.completions(10, [{"a": 1}], name="eval") == "completions/step-000010-eval.parquet"
+        run.completions(10, [{"row_id": 2, "score": 0.5}, {"row_id": 3, "score": None}])
+        run.completions(11, [])
+    folder = tmp_path / "completions"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "step-000010-eval.parquet",
+        "step-000010.parquet",
+        "step-000011.parquet",
+    ]
+    rows = parquet.read_table(folder / "step-000010.parquet").to_pylist()
+    assert rows == [{"row_id": 2, "score": 0.5}, {"row_id": 3, "score": None}]

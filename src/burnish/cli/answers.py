@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,11 @@ from burnish.data.parts import text_of
 from burnish.data.pixels import prompt_inputs
 from burnish.data.placeholders import run_processor
 from burnish.data.schema import is_kwise
+from burnish.generation.base import Prompt as GeneratorPrompt
+from burnish.generation.base import SamplingParams
+from burnish.generation.decode import evaluation_mode
+from burnish.generation.native import NativeGenerator
+from burnish.models.introspect import UnsupportedModelError, reads_images
 from burnish.models.vision import image_inputs, tokenizer_of
 from burnish.report.console import Answer
 from burnish.types import TokenBatch
@@ -82,7 +88,6 @@ def _shown_and_ids(
     return shown, (*prefix, *encode_texts(tokenizer, [text])[0].ids)
 
 
-@torch.no_grad()
 def greedy_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -91,33 +96,49 @@ def greedy_answers(
     max_new_tokens: int,
     end_token_ids: Sequence[int],
 ) -> list[Answer]:
-    """The most likely token at each position, up to an end token; in one batch, under evaluation mode."""
-    from transformers import GenerationConfig
-
+    """The most likely token at each position, up to an end token; under evaluation mode."""
     if not prompts:
         return []
     pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else end_token_ids[0]
+    params = SamplingParams(max_new_tokens=max_new_tokens, temperature=0, end_token_ids=tuple(end_token_ids))
+    ids = _token_ids(model, prompts, params, pad)
+    return [_answer(answer, tokenizer, set(end_token_ids)) for answer in ids]
+
+
+def _token_ids(model: PreTrainedModel, prompts: Sequence[Prompt], params: SamplingParams, pad: int) -> list[list[int]]:
+    """From the engine of training; where it cannot decode (images, other caches), from that of transformers."""
+    asked = [GeneratorPrompt(ids=torch.tensor(prompt.ids), key=key) for key, prompt in enumerate(prompts)]
+    if not reads_images(model):
+        with contextlib.suppress(UnsupportedModelError):
+            generator = NativeGenerator(model, pad_token_id=pad)
+            answers = generator.generate(asked, params, num_samples=1, seed=0, round_index=0)
+            return [answer.token_ids.tolist() for answer in answers]
+    return _token_ids_of_transformers(model, prompts, params, pad)
+
+
+@torch.no_grad()
+def _token_ids_of_transformers(
+    model: PreTrainedModel, prompts: Sequence[Prompt], params: SamplingParams, pad: int
+) -> list[list[int]]:
+    from transformers import GenerationConfig
+
     batch = _batch(prompts, pad).to(model.device)
     settings = GenerationConfig(
         do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=list(end_token_ids),
+        max_new_tokens=params.max_new_tokens,
+        eos_token_id=list(params.end_token_ids),
         pad_token_id=pad,
         use_cache=True,
     )
-    was_training = model.training
-    model.eval()
-    try:
-        generate: Any = model.generate  # torch types the methods of a module as tensors
+    generate: Any = model.generate  # torch types the methods of a module as tensors
+    with evaluation_mode(model):
         ids = generate(
             input_ids=batch.prompt_ids,
             attention_mask=batch.prompt_mask.long(),
             generation_config=settings,
             **image_inputs(batch),
         )
-    finally:
-        model.train(was_training)
-    return [_answer(row[batch.prompt_ids.shape[1] :], tokenizer, set(end_token_ids)) for row in ids.tolist()]
+    return [row[batch.prompt_ids.shape[1] :] for row in ids.tolist()]
 
 
 def _batch(prompts: Sequence[Prompt], pad: int) -> TokenBatch:

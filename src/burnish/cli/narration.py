@@ -16,8 +16,9 @@ from transformers import TrainerCallback
 from burnish.cli.answers import Prompt, greedy_answers
 from burnish.cli.plan import plan_lines
 from burnish.metrics import Estimate
-from burnish.report.console import Answer, Sample, visible
+from burnish.report.console import Answer, Sample, answers_table, visible
 from burnish.runtime.rundir import EVENTS, read_events
+from burnish.trainers.sampling import EvalAnswers, answers_line
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -40,6 +41,7 @@ class Narration(TrainerCallback):
         self._console = console
         self._evaluated_at: int | None = None
         self._answers: dict[str, list[Answer]] = {}
+        self._shown_answers: dict[str, EvalAnswers] = {}
         self.before: Mapping[str, Estimate] = {}
         self.after: Mapping[str, Estimate] = {}
 
@@ -56,8 +58,12 @@ class Narration(TrainerCallback):
             self._recall()
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Remember the step, so that the last one is not evaluated twice."""
+        """Remember the step, so that the last one is not evaluated twice; show the answers, if there are any."""
         self._evaluated_at = state.global_step
+        for data_set, found in self._trainer.eval_answers.items():
+            if self._shown_answers.get(data_set) is not found and self._trainer.is_world_process_zero():
+                self._console.print(answers_table(found, answers_line(found)))
+                self._shown_answers[data_set] = found
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -1,6 +1,7 @@
 """Rules between the keys of a run file: pairs that contradict each other, and keys that need others.
 
-A rule sees each key's value, or its default. It is left out if one of its keys is wrong by itself.
+A rule sees each key's value, or its default. It is left out if one of its keys is wrong by itself, or
+is no key of the method.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def rule_problems(document: Mapping[str, Any], broken: set[str]) -> Iterator[Pro
     schema, values = training_schema(document), option_values(document)
     wrong = broken | {".".join(name.split(".")[:2]) for name in broken if name.startswith("data.")}  # and what is in it
     for each in RULES:
-        if not wrong & set(each.keys) and (message := each.check(values)):
+        if set(each.keys) <= values.keys() and not wrong & set(each.keys) and (message := each.check(values)):
             yield Problem(_path(each.keys[0]), message)
     if not broken & {"loss_type", "loss_kwargs"}:
         yield from _unread(values, schema, broken)
@@ -145,6 +146,20 @@ def _evaluation_needs_rows(values: Values) -> str | None:
 def _first_evaluation_needs_rows(values: Values) -> str | None:
     if values["eval_on_start"] and not _has_eval(values):
         return "needs held-out rows: set data.eval or data.eval_rows"
+    return None
+
+
+@rule("generate_during_eval", *HELD_OUT)
+def _answers_need_prompts(values: Values) -> str | None:
+    if values["generate_during_eval"] and not _has_eval(values):
+        return "answers held-out prompts: set data.eval or data.eval_rows"
+    return None
+
+
+@rule("judge", "generate_during_eval")
+def _judging_needs_answers(values: Values) -> str | None:
+    if values["judge"] is not None and not values["generate_during_eval"]:
+        return "would have no effect: set generate_during_eval to true"
     return None
 
 

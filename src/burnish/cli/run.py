@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from burnish.data.shares import apportion
 from burnish.data.sources import load_rows, load_stream, split_rows
 from burnish.metrics import Estimate
 from burnish.report.console import ProgressLine, Sample, final_table
+from burnish.runtime.functions import import_function
 from burnish.runtime.rundir import CONFIG, RunExistsError
 
 if TYPE_CHECKING:
@@ -102,26 +101,10 @@ def with_functions(training: Mapping[str, Any]) -> dict[str, Any]:
     if given is None:
         return dict(training)
     losses = [
-        _import(loss) if is_function_name(loss) else loss for loss in ([given] if isinstance(given, str) else given)
+        import_function(loss, option="loss_type") if is_function_name(loss) else loss
+        for loss in ([given] if isinstance(given, str) else given)
     ]
     return {**training, "loss_type": losses}
-
-
-def _import(name: str) -> Any:
-    """The function `module:function`, of a module here or among the installed packages."""
-    module_name, _, function_name = name.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    module = importlib.import_module(module_name)
-    if function_name not in vars(module):
-        functions = ", ".join(
-            sorted(n for n, value in vars(module).items() if callable(value) and not n.startswith("_"))
-        )
-        raise ValueError(
-            f"loss_type {name!r}: {module_name} has no {function_name!r}; it has: {functions or 'no functions'}"
-        )
-    return vars(module)[function_name]
 
 
 def _refuse_occupied(run_dir: Path) -> None:

@@ -55,7 +55,8 @@ RANGES: Mapping[str, Mapping[str, float]] = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), AT_LEAST_ONE),
     **dict.fromkeys(("gradient_accumulation_steps", "dataset_num_proc", "torch_empty_cache_steps"), AT_LEAST_ONE),
     **dict.fromkeys(("max_length", "max_prompt_length", "max_completion_length"), AT_LEAST_ONE),
-    "dataloader_num_workers": NOT_NEGATIVE,
+    **dict.fromkeys(("num_eval_samples", "eval_max_new_tokens"), AT_LEAST_ONE),
+    **dict.fromkeys(("dataloader_num_workers", "eval_temperature"), NOT_NEGATIVE),
 }
 
 _SIMPLE: dict[Any, dict[str, Any]] = {
@@ -93,6 +94,7 @@ def make_schema() -> dict[str, Any]:
     }
 
 
+FUNCTION = {"type": "string", "pattern": r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"}
 _TEXT, _COUNT, _NOTHING = {"type": "string", "minLength": 1}, {"type": "integer"}, {"type": "null"}
 
 
@@ -175,6 +177,7 @@ def _training(method: Method) -> dict[str, Any]:
     hints = typing.get_type_hints(config)
     properties = {field.name: _option(field, hints[field.name]) for field in fields(config) if field.init}
     properties["loss_type"] |= _loss_type()
+    properties["judge"] |= {"anyOf": [FUNCTION, _NOTHING]}
     return {
         "type": "object",
         "additionalProperties": False,
@@ -258,10 +261,9 @@ def _union(members: list[Any]) -> dict[str, Any]:
 
 def _loss_type() -> dict[str, Any]:
     names = {"enum": list(preference_losses)}
-    function = {"type": "string", "pattern": r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"}
-    one = {"anyOf": [names, function]}
+    one = {"anyOf": [names, FUNCTION]}
     return {
-        "anyOf": [names, function, {"type": "array", "minItems": 1, "items": one}],
+        "anyOf": [names, FUNCTION, {"type": "array", "minItems": 1, "items": one}],
         "description": "Name of a preference loss, module:function, or a list of them.",
     }
 

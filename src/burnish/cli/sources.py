@@ -133,12 +133,16 @@ def _model_problem(name: str) -> str | None:
 
 def _function_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
     training = document.get("training")
-    value = training.get("loss_type") if isinstance(training, Mapping) else None
-    items = value if isinstance(value, list) else [value]
-    for index, item in enumerate(items):
+    options = training if isinstance(training, Mapping) else {}
+    named: dict[tuple[str | int, ...], Any] = {("training", "judge"): options.get("judge")}
+    losses = options.get("loss_type")
+    if isinstance(losses, list):
+        named |= {("training", "loss_type", index): loss for index, loss in enumerate(losses)}
+    else:
+        named["training", "loss_type"] = losses
+    for key, item in named.items():
         if not (isinstance(item, str) and is_function_name(item)):
             continue
         package = item.partition(":")[0].partition(".")[0]
         if machinery.PathFinder.find_spec(package, [str(Path.cwd()), *import_path]) is None:
-            key = ("training", "loss_type", index) if isinstance(value, list) else ("training", "loss_type")
             yield Problem(key, f"is {item!r}, but there is no module {package!r} here or among the installed packages")

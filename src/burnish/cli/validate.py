@@ -159,6 +159,8 @@ def _allowed(schema: Mapping[str, Any]) -> str:
         shown = [_shown(item) for item in schema["enum"]]
         rest = f" and {len(shown) - MAX_SHOWN_CHOICES} more" if len(shown) > MAX_SHOWN_CHOICES else ""
         return f"one of {', '.join(shown[:MAX_SHOWN_CHOICES])}{rest}" if len(shown) > 1 else shown[0]
+    if "pattern" in schema:
+        return "a function as module:function"
     limits = [text.format(schema[name]) for name, text in LIMITS.items() if name in schema]
     kind = TYPE_NAMES.get(schema.get("type", ""), "any value")
     items = f" of {_plural(schema['items'])}" if schema.get("items") else ""

@@ -9,6 +9,7 @@ import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from operator import itemgetter
 from typing import TYPE_CHECKING, Protocol
 
@@ -57,6 +58,10 @@ class Reference(Protocol):
         """Hidden states and head of the reference, for the divergence between two models."""
         ...
 
+    def answering(self) -> AbstractContextManager[nn.Module | None]:
+        """Gives, for as long as it is open, a model that answers as the reference; None if there are only numbers."""
+        ...
+
     def follow(self, policy: nn.Module, *, step: int) -> None:
         """Called after each optimizer step, counted from 1; a reference that stays does nothing."""
         ...
@@ -79,6 +84,10 @@ class ModelReference(ABC):
     @abstractmethod
     def teacher(self, batch: PreferenceBatch) -> Teacher:
         """Hidden states and head of the reference."""
+
+    def answering(self) -> AbstractContextManager[nn.Module | None]:
+        """No model, unless a subclass has one."""
+        return nullcontext()
 
     def logps(self, batch: PreferenceBatch) -> Float[Tensor, "N"]:
         """Summed log-probs of each row."""
@@ -104,6 +113,10 @@ class FrozenModel(ModelReference):
     def __init__(self, model: PreTrainedModel, *, description: str) -> None:
         self.model: nn.Module = model.eval().requires_grad_(False)
         self.description = description
+
+    def answering(self) -> AbstractContextManager[nn.Module | None]:
+        """The model."""
+        return nullcontext(self.model)
 
     def fingerprint(self) -> str:
         """Hash of every parameter's name and of 64 of its values."""
@@ -161,6 +174,10 @@ class FromColumns:
             )
         return batch.ref_token_logps
 
+    def answering(self) -> AbstractContextManager[nn.Module | None]:
+        """No model: there are only numbers."""
+        return nullcontext()
+
     def teacher(self, batch: PreferenceBatch) -> Teacher:
         """Refused: numbers have no hidden states."""
         raise ValueError(
@@ -195,6 +212,10 @@ class NoReference:
     def token_logps(self, batch: PreferenceBatch) -> Float[Tensor, "N T"]:
         """Zeros."""
         return torch.zeros(batch.completion_ids.shape, device=batch.completion_ids.device)
+
+    def answering(self) -> AbstractContextManager[nn.Module | None]:
+        """No model: there is no reference."""
+        return nullcontext()
 
     def teacher(self, batch: PreferenceBatch) -> Teacher:
         """Refused: there is no other model."""

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
+    from burnish.trainers.sampling import EvalAnswers
+
 SHOWN = {
     "loss": "loss {:.4f}",
     "rewards/margins": "margin {:+.3f}",
@@ -142,7 +144,7 @@ def evaluation_line(step: int, numbers: Mapping[str, float]) -> str:
     shown = [
         f"{name} {value:.4f}"
         for name, value in numbers.items()
-        if name.endswith(("_loss", "_rewards/accuracies", "_rewards/margins"))
+        if name.endswith(("_loss", "_rewards/accuracies", "_rewards/margins", "_win_rate"))
     ]
     return f"step {step} · {' · '.join(shown)}"
 
@@ -184,6 +186,23 @@ def _samples(samples: Sequence[Sample]) -> list[RenderableType]:
         table.add_row(_answer(sample.before), _answer(sample.after))
         parts.append(Panel(table, title=_title(sample.prompt), title_align="left"))
     return parts
+
+
+def answers_table(found: EvalAnswers, title: str, *, num_shown: int = 3) -> RenderableType:
+    """The first answers of an evaluation, beside those that a judge compared them with."""
+    parts: list[RenderableType] = [Text(f"step {found.step} · {visible(title)}")]
+    for answer in found.answers[:num_shown]:
+        table = Table(expand=True, box=None, padding=(0, 2, 0, 0))
+        cells = [_answer(Answer(answer.completion, answer.is_cut))]
+        table.add_column(
+            "policy" if answer.score is None else f"policy, score {answer.score:g}", ratio=1, overflow="fold"
+        )
+        if answer.compared_with is not None:
+            table.add_column("compared with", ratio=1, overflow="fold")
+            cells.append(_answer(Answer(answer.compared_with, is_cut=False)))
+        table.add_row(*cells)
+        parts.append(Panel(table, title=_title(answer.prompt), title_align="left"))
+    return Group(*parts)
 
 
 def _title(prompt: str, *, length: int = 200) -> Text:

@@ -40,7 +40,7 @@ class Row:
 
 
 def compare(before: Mapping[str, Estimated], after: Mapping[str, Estimated]) -> list[Row]:
-    """Held-out loss, accuracy and margin of every evaluated data set, before and after.
+    """Held-out loss, accuracy, margin and win rate of every evaluated data set, before and after.
 
     Args:
         before: estimates by prefixed name, such as `eval_rewards/margins`; may be empty.
@@ -83,7 +83,8 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
-MEASURES = ("loss", "rewards/accuracies", "rewards/margins")
+MEASURES = ("loss", "rewards/accuracies", "rewards/margins", "win_rate")
+SHARES = ("rewards/accuracies", "win_rate")
 
 
 def _measure(name: str) -> str | None:
@@ -98,6 +99,6 @@ def _weight(before: Estimated | None, after: Estimated | None) -> float:
 def _cell(name: str, estimate: Estimated | None) -> str:
     if estimate is None:
         return "not measured"
-    if _measure(name) == "rewards/accuracies":
+    if _measure(name) in SHARES:
         return shown_interval(estimate.mean, wilson(estimate.mean, estimate.weight))
     return shown_interval(estimate.mean, normal(estimate.mean, estimate.standard_error))

@@ -24,7 +24,7 @@ from burnish.runtime.record import RunRecord
 CARD = "README.md"
 MARK = "<!-- This model card was written by Burnish. -->"
 HEADLINES = ("loss", "rewards/accuracies", "rewards/margins", "win_rate")
-SILENT_EVENTS = frozenset({"first_step", "reference", "push", "win_rate"})  # told for the record, and nothing is wrong
+SILENT_EVENTS = frozenset({"first_step", "reference", "push", "answers"})  # told for the record, and nothing is wrong
 NUM_SHOWN_MESSAGES = 3
 
 _SHARE = re.compile(r".*_(rewards/accuracies(_chosen_shorter|/.*)?|win_rate|mean_token_accuracy|truncated)")
@@ -150,7 +150,16 @@ def _results(record: RunRecord, step: int) -> str:
     main = [[code(name), *cells] for name, cells in rows.items() if _is_headline(name)]
     rest = [[code(name), *cells, explain(name) or ""] for name, cells in rows.items() if not _is_headline(name)]
     parts = ["## Held-out results", "Means with 95 % intervals.", *([table(head, main)] if main else [])]
+    parts += [_judgement(record)] if any(name.endswith("_win_rate") for name in names) else []
     return "\n\n".join([*parts, *([folded("Other metrics", table([*head, "what it is"], rest))] if rest else [])])
+
+
+def _judgement(record: RunRecord) -> str:
+    """Against what, and by which function, the win rate was judged last."""
+    judged = [event for event in record.of_kind("answers") if event.get("against")]
+    return (
+        f"Win rate: against {one_line(judged[-1]['against'])}, judged by {code(judged[-1]['judge'])}." if judged else ""
+    )
 
 
 def _is_headline(name: str) -> bool:

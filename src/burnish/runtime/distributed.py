@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,6 +40,16 @@ def gather_rows(rows: Shaped[Tensor, "K D"]) -> tuple[Shaped[Tensor, "S D"], int
     dist.all_gather(gathered, padded)
     mine = sum(sizes[: dist.get_rank()])
     return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)]), mine
+
+
+def gather_lines(lines: Sequence[str], device: torch.device | str = "cpu") -> list[str]:
+    """Every rank's lines in rank order, on every rank. A line holds no line break."""
+    if not is_distributed():
+        return list(lines)
+    encoded = "".join(f"{line}\n" for line in lines).encode()
+    mine = torch.frombuffer(bytearray(encoded), dtype=torch.uint8) if encoded else torch.empty(0, dtype=torch.uint8)
+    gathered, _ = gather_rows(mine[:, None].to(device))
+    return bytes(gathered.flatten().tolist()).decode().split("\n")[:-1]
 
 
 def barrier() -> None:

@@ -1,4 +1,4 @@
-"""The run directory: run.yaml, manifest.json, metrics.jsonl, events.jsonl, and the lock. Its only writer."""
+"""The run directory: run.yaml, manifest.json, metrics.jsonl, events.jsonl, answers, and the lock. Its only writer."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import yaml
 from filelock import FileLock, Timeout
+from pyarrow import parquet
 
 from burnish.runtime.checkpoint import checkpoints, sync_directory
 from burnish.runtime.jsonl import (
@@ -33,6 +35,7 @@ __all__ = ["Records", "RunDirectory", "RunExistsError", "RunLockedError", "atomi
 __all__ += ["read_metrics"]
 
 CONFIG, MANIFEST, METRICS, EVENTS = "run.yaml", "manifest.json", "metrics.jsonl", "events.jsonl"
+COMPLETIONS = "completions"
 SUPERSEDED = "metrics.superseded.jsonl"
 LOCK, LOCK_OWNER = "run.lock", "run.lock.json"
 
@@ -124,6 +127,28 @@ class RunDirectory:
         if reserved := {"kind", "time"} & fields.keys():
             raise ValueError(f"event {kind!r} may not have the fields {sorted(reserved)}: every line has these.")
         self._events.append({"kind": kind, "time": time.time(), **fields})
+
+    def completions(self, step: int, rows: Sequence[Mapping[str, Any]], *, name: str = "") -> str:
+        """Write answers as a table, whole or not at all, in place of one that is there.
+
+        Args:
+            step: optimizer steps of the policy that gave them.
+            rows: all with the same columns.
+            name: of the data set, where there are several tables of a step.
+
+        Returns:
+            The file's path in the run directory.
+        """
+        path = self.path / COMPLETIONS / f"step-{step:06d}{f'-{name}' if name else ''}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_name(f".tmp-{path.name}")
+        with temporary.open("wb") as file:
+            parquet.write_table(pa.Table.from_pylist([dict(row) for row in rows]), file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_directory(path.parent)
+        return path.relative_to(self.path).as_posix()
 
     def close(self) -> None:
         """Close the files and let go of the lock; a second call does nothing."""

@@ -27,6 +27,8 @@ from burnish.trainers.coupling import couple
 from burnish.trainers.pair_losses import bind_losses
 from burnish.trainers.precompute import precompute
 from burnish.trainers.reference_options import ReferenceOptions, make_reference
+from burnish.trainers.sampling import SamplingMixin
+from burnish.trainers.sampling_options import SamplingOptions
 from burnish.trainers.selfcheck import check_dpo
 from burnish.types import LossOutput, Mean, PairLogps, PreferenceBatch, Term, TokenStats
 
@@ -43,8 +45,8 @@ if TYPE_CHECKING:
 
 @accept_trl_fields(UNBUILT_DPO)
 @dataclass
-class DPOConfig(ReferenceOptions):
-    """Options of `DPOTrainer`, on top of `PolicyConfig` and `ReferenceOptions`."""
+class DPOConfig(ReferenceOptions, SamplingOptions):
+    """Options of `DPOTrainer`, on top of `PolicyConfig`, `ReferenceOptions` and `SamplingOptions`."""
 
     loss_type: Any = arg(["sigmoid"], "Name of a preference loss, a callable, or a list of them.")
     loss_weights: list[float] | None = arg(None, "Factor of each loss in the sum; 1 each if unset.")
@@ -81,7 +83,7 @@ class DPOConfig(ReferenceOptions):
             raise ValueError(f"discopop_tau={self.discopop_tau!r}; allowed: above 0")
 
 
-class DPOTrainer(PolicyTrainer):
+class DPOTrainer(SamplingMixin, PolicyTrainer):
     """Direct preference optimisation.
 
     Arguments as in `PolicyTrainer`, and:
@@ -113,6 +115,7 @@ class DPOTrainer(PolicyTrainer):
         self.aux_loss_coef = router_aux_loss_coef(self.model, options.router_aux_loss_coef)
         self.needs = self._needs()
         self.reference = make_reference(self, ref_model)
+        self.prepare_sampling()
 
     def _needs(self) -> frozenset[str]:
         """What the policy's forward computes beside log-probs: for the losses, for WPO, for metrics."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from transformers.trainer_utils import EvalLoopOutput
 
+from burnish.intervals import wilson
 from burnish.metrics import Estimate, MetricBuffer
 from burnish.runtime.distributed import sum_over_ranks
 from burnish.trainers.division import counted, term_means
@@ -50,15 +51,21 @@ class EvaluationMixin(Host):
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         model.train(was_training)
         estimates = _with_loss(buffer.flush(sum_over_ranks), terms)
+        estimates |= self.evaluate_answers(dataloader, metric_key_prefix)
         named = {f"{metric_key_prefix}_{name}": estimate for name, estimate in estimates.items()}
         self.estimates = {**self.estimates, **named}
         self._record_evaluation(named)
         return EvalLoopOutput(
             predictions=(np.empty(0),),
             label_ids=None,
-            metrics={name: estimate.mean for name, estimate in named.items()},
+            metrics={name: estimate.mean for name, estimate in named.items()} | _ends_of_win_rate(named),
             num_samples=int(sum_over_ranks(num_rows)),
         )
+
+    def evaluate_answers(self, dataloader: Any, prefix: str) -> dict[str, Estimate]:
+        """What else is measured on the rows of an evaluation, by answering their prompts: nothing."""
+        del dataloader, prefix
+        return {}
 
     def _record_evaluation(self, estimates: dict[str, Estimate]) -> None:
         kept = {
@@ -73,6 +80,16 @@ class EvaluationMixin(Host):
     def _evaluation_parcels(self, model: nn.Module, dataloader: Iterable[TokenBatch]) -> Iterable[TokenBatch]:
         moved = (batch.to(self.args.device) for batch in dataloader)
         return self.prepare_step(model, list(moved)) if self.couples_rows else moved
+
+
+def _ends_of_win_rate(estimates: dict[str, Estimate]) -> dict[str, float]:
+    """The ends of the 95 % interval of a win rate, as metrics of their own."""
+    ends: dict[str, float] = {}
+    for name, estimate in estimates.items():
+        if name.endswith("_win_rate"):
+            interval = wilson(estimate.mean, estimate.weight)
+            ends |= {f"{name}/low": interval.low, f"{name}/high": interval.high}
+    return ends
 
 
 def _with_loss(estimates: dict[str, Estimate], terms: Sequence[Term]) -> dict[str, Estimate]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from burnish.runtime.rundir import RunDirectory
     from burnish.runtime.state import Counter, RunningMeans, Stateful
     from burnish.trainers.config import PolicyConfig
+    from burnish.trainers.sampling import EvalAnswers
     from burnish.types import LossOutput, TokenBatch
 
 
@@ -51,6 +52,7 @@ class Host(Trainer):
         cpu_settings: what the CPU runtime was set to for the run, or None.
         findings: faults of the data sets that do not stop a run.
         couples_rows: the loss of a row depends on the other rows of the step.
+        eval_answers: the latest answers to held-out prompts, by the prefix of the metrics.
         source_names: the sources that the training rows come from, by their number in the column `source`.
         mixture: how several sources were mixed, or None for one.
         rank_stream: this rank's rows if the training rows are a stream, once training has begun.
@@ -59,6 +61,7 @@ class Host(Trainer):
     """
 
     couples_rows: bool = False
+    eval_answers: Mapping[str, EvalAnswers] = MappingProxyType({})
     source_names: Sequence[str] = ()
     mixture: Mixture | None = None
     rank_stream: RankStream | None = None

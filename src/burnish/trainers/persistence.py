@@ -34,6 +34,7 @@ FREE_OPTIONS = frozenset({
     "output_dir", "overwrite_output_dir", "max_steps", "num_train_epochs", "per_device_eval_batch_size", "project",
     "dataset_num_proc", "cpu_tuning", "max_skipped_steps", "on_bad_row", "load_best_model_at_end", "greater_is_better",
     "debug", "skip_memory_metrics", "ddp_timeout", "trust_remote_code", "enable_jit_checkpoint",
+    "generate_during_eval", "num_eval_samples", "judge",
 })  # fmt: skip
 
 
