@@ -5,6 +5,7 @@ import json
 
 import pytest
 import yaml
+from huggingface_hub import HfApi
 from rich.console import Console
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -14,6 +15,7 @@ from burnish.cli.run import run
 from burnish.cli.runfile import load_runfile
 from burnish.runtime.rundir import RunExistsError, read_metrics
 from conftest import make_model, make_rows, make_tokenizer
+from hub_server import running_hub
 
 OPTIONS = ["per_device_train_batch_size=2", "logging_steps=1", "learning_rate=1e-3", "cpu_tuning=off"]
 
@@ -164,3 +166,17 @@ def test_answers_are_judged_shown_and_in_the_card(arguments, tmp_path):
     assert "| `eval_win_rate` | 0.500 [" in card
     assert "judged by `judges_of_the_cli_test:longer`" in card
     assert "- `rows.jsonl`" in card
+
+
+def test_a_hub_that_refuses_does_not_hide_what_came_of_the_run(arguments, tmp_path, monkeypatch):
+    config, overrides = arguments
+    screen = io.StringIO()
+    with running_hub() as hub:
+        hub.refuses_commits = True
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", HfApi(endpoint=hub.url))
+        sets = ["push_to_hub=true", "hub_model_id=me/tiny", "hub_strategy=end", "max_steps=1"]
+        with pytest.raises(OSError, match="403"):
+            run(load_runfile(config, [*overrides, *sets]), console=Console(file=screen, width=100))
+    assert "Held out, with 95 % intervals" in screen.getvalue()
+    assert (tmp_path / "run" / "README.md").is_file()

@@ -11,6 +11,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import torch  # noqa: E402 - the paths come first
 from test_sampling import longer, make_trainer  # noqa: E402
 
+from burnish.runtime.distributed import barrier  # noqa: E402
 from conftest import make_model  # noqa: E402
 
 
@@ -31,6 +32,8 @@ def main() -> None:
         names = ("eval_win_rate", "eval_win_rate/low", "eval_completions/mean_length", "eval_completions/clipped_ratio")
         metrics = [{name: line[name] for name in names} for line in trainer.state.log_history if names[0] in line]
         (output / "metrics.json").write_text(json.dumps(metrics[-1]))
+    barrier()  # a rank that leaves while the other is still at work can take its connection along
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

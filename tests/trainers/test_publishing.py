@@ -196,8 +196,10 @@ def test_a_failed_push_is_told_and_training_goes_on(tmp_path, hub, caplog):
     assert len(failed) == 2
     assert "nothing new is on me/tiny" in caplog.text
     assert not list((tmp_path / "run").glob(".hub-upload*"))
-    with pytest.raises(Exception, match="403"):
-        trainer.push_to_hub()
+    with pytest.raises(OSError, match="403"):
+        trainer.save_model()
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    assert MARK in (tmp_path / "run" / "README.md").read_text()
 
 
 def test_a_secret_in_a_file_of_the_tokenizer_stops_the_push(tmp_path, hub):

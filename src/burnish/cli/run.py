@@ -81,11 +81,13 @@ def run(runfile: RunFile, *, resume: bool = False, console: Console | None = Non
         trainer.train(resume_from_checkpoint=resume or None)
     finally:
         progress.stop()
-    trainer.save_model(str(run_dir))
     outcome = Outcome(narration.before, narration.after, narration.samples(), run_dir)
-    if trainer.is_world_process_zero():
-        commands = next_commands(run_dir, num_steps=trainer.state.max_steps)
-        console.print(final_table(outcome.before, outcome.after, outcome.samples, run_dir, commands), crop=False)
+    try:
+        trainer.save_model(str(run_dir))
+    finally:  # a disk that is full, or a hub that cannot be reached, does not hide what came of the run
+        if trainer.is_world_process_zero():
+            commands = next_commands(run_dir, num_steps=trainer.state.max_steps)
+            console.print(final_table(outcome.before, outcome.after, outcome.samples, run_dir, commands), crop=False)
     return outcome
 
 

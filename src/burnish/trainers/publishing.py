@@ -32,14 +32,16 @@ class PublishingMixin(Host):
         """
         card = Path(output_dir or self.run_path) / CARD
         is_kept = card.is_file() and not is_own_card(card)
-        super().save_model(output_dir, _internal_call)
-        if _internal_call or not self.args.should_save:
+        super().save_model(output_dir, _internal_call=True)
+        if _internal_call:
             return
         if is_kept:
             message = f"{card} was not written by Burnish, so it is left as it is: the model is saved without a card"
             self.tell("card_not_written", message)
-            return
-        atomic_write_text(card, card_text(self.record(), self._card_options(card.parent)))
+        elif self.args.should_save:
+            atomic_write_text(card, card_text(self.record(), self._card_options(card.parent)))
+        if self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save")
 
     def create_model_card(
         self,
@@ -134,7 +136,7 @@ class PublishingMixin(Host):
         kwargs.setdefault("model_name", self._model_name())
         kwargs["dataset"] = kwargs.pop("dataset_name", None) or kwargs.get("dataset")
         self._finish_current_push()
-        uploaded = self._upload(folder, f"{commit_message}", token=token, revision=revision, **kwargs)
+        uploaded = self._upload(folder, commit_message or "Model save", token=token, revision=revision, **kwargs)
         return uploaded.result() if blocking else uploaded
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
