@@ -101,6 +101,15 @@ def test_trained_saved_read_and_merged(kind, tmp_path):
     torch.testing.assert_close(own_logps(plain, trainer), expected, rtol=1e-5, atol=1e-4)
 
 
+def test_the_card_of_the_run_does_not_call_the_adapter_a_warning(tmp_path):
+    trainer = make_trainer(tmp_path, untied(), peft_config=KINDS["lora"])
+    trainer.train()
+    trainer.save_model(str(tmp_path / "run"))
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "An adapter for" in card
+    assert "adapter default" not in card
+
+
 def test_training_is_that_of_a_given_reference(tmp_path):
     """The adapter switched off is the model as it was: the same steps as with a second model, to the bit."""
     alone = make_trainer(tmp_path / "alone", untied(), peft_config=KINDS["lora"])

@@ -24,7 +24,8 @@ from burnish.runtime.record import RunRecord
 CARD = "README.md"
 MARK = "<!-- This model card was written by Burnish. -->"
 HEADLINES = ("loss", "rewards/accuracies", "rewards/margins", "win_rate")
-SILENT_EVENTS = frozenset({"first_step", "reference", "push", "answers"})  # told for the record, and nothing is wrong
+# Told for the record, and nothing is wrong.
+SILENT_EVENTS = frozenset({"first_step", "reference", "adapter", "push", "answers"})
 NUM_SHOWN_MESSAGES = 3
 
 _SHARE = re.compile(r".*_(rewards/accuracies(_chosen_shorter|/.*)?|win_rate|mean_token_accuracy|truncated)")
