@@ -98,12 +98,18 @@ def test_what_was_dropped_and_warned_of_is_counted_without_the_rows():
         {"kind": "first_step", "ok": True, "message": "all is well"},
         {"kind": "resume", "step": 2},
     ]
+    events += [{"kind": "dropped_row", "message": "train: dropped row 7: 'more private text'"}] * 2
+    events += [{"kind": "stream", "message": "train: 9 rows read from the stream\n  2 dropped"}]
+    events += [{"kind": "adapter", "message": "adapter default: LoRA; r 8"}]
     text = card(events)
     assert "1 bad rows dropped (25.0%)" in text
+    assert "\n\nadapter default: LoRA; r 8.\n\n" in text
+    assert "train: 9 rows read from the stream\n  2 dropped\n" in text
+    assert "`stream`" not in text
     assert "private text" not in text
     assert "an earlier start" not in text
     assert "- `skipped_step`, 5 times\n  - step 0 skipped\n" in text
-    assert "  - and 2 more\n- resumed 1 times" in text
+    assert "  - and 2 more\n- `dropped_row`, 2 times\n- resumed 1 times" in text
     assert "all is well" not in text
     assert "## What was skipped or warned of\n\nNothing." in card()
 

@@ -19,7 +19,9 @@ from burnish.trainers.sampling import preferred_ids
 from conftest import make_model, make_rows, make_tokenizer
 
 
-def make_trainer(path, *, rows=None, eval_rows=None, ref_model=None, model=None, **options) -> DPOTrainer:
+def make_trainer(
+    path, *, rows=None, eval_rows=None, ref_model=None, model=None, peft_config=None, **options
+) -> DPOTrainer:
     settings = {
         "output_dir": str(path),
         "max_steps": 2,
@@ -44,6 +46,7 @@ def make_trainer(path, *, rows=None, eval_rows=None, ref_model=None, model=None,
         train_dataset=make_rows(12) if rows is None else rows,
         eval_dataset=make_rows(9) if eval_rows is None else eval_rows,
         processing_class=make_tokenizer(),
+        peft_config=peft_config,
     )
 
 
@@ -126,6 +129,30 @@ def test_win_rate_against_another_reference(tmp_path):
     interval = wilson(sum(scores) / 5, 5)
     assert metrics["eval_win_rate/low"] == pytest.approx(interval.low)
     assert metrics["eval_win_rate/high"] == pytest.approx(interval.high)
+
+
+def test_an_adapted_policy_against_its_base(tmp_path):
+    """Before training both are one; afterwards the reference still answers as the base, and the adapter is on again."""
+    options = {"r": 4, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": True}
+    trainer = make_trainer(tmp_path / "run", judge=longer, peft_config=options, learning_rate=0.1)
+    assert trainer.evaluate()["eval_win_rate"] == 0.5
+    trainer.train()
+    found = trainer.eval_answers["eval"]
+    assert found.against == "the reference (the policy with its adapter switched off)"
+    base, tokenizer = make_model(), trainer.tokenizer
+    for answer in found.answers:
+        prompt = tokenizer.apply_chat_template(
+            make_rows(9)[answer.row_id]["prompt"], add_generation_prompt=True, tokenize=False
+        )
+        assert answer.compared_with == greedy(base, tokenizer, prompt, 8)
+        assert answer.completion == greedy(trainer.model.eval(), tokenizer, prompt, 8)
+    assert any(answer.completion != answer.compared_with for answer in found.answers)
+    trainer.save_model()
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "library_name: peft" in card
+    assert "An adapter for a model in memory" in card
+    assert "adapter default: LoRA; r 4" in card
+    assert "from peft import AutoPeftModelForCausalLM" in card
 
 
 def test_a_frozen_reference_answers_once_and_a_moving_one_each_time(tmp_path):

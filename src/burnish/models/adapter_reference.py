@@ -63,6 +63,12 @@ class AdapterReference(ModelReference):
         with using_adapter(self.model, self.adapter):
             return teacher_of(self.model, batch)
 
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[nn.Module | None]:
+        """The model under the adapters, with those of the reference on."""
+        with using_adapter(self.model, self.adapter):
+            yield plain_model(self.model)
+
 
 def adapter_reference(
     policy: PeftModel, *, adapter: str | None, is_new: bool, asked_once: bool = False

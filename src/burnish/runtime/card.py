@@ -24,8 +24,9 @@ from burnish.runtime.record import RunRecord
 CARD = "README.md"
 MARK = "<!-- This model card was written by Burnish. -->"
 HEADLINES = ("loss", "rewards/accuracies", "rewards/margins", "win_rate")
-# Told for the record, and nothing is wrong.
-SILENT_EVENTS = frozenset({"first_step", "reference", "adapter", "push", "answers"})
+# Told for the record, and nothing is wrong; and what holds rows of the data, which are counted and not shown.
+SILENT_EVENTS = frozenset({"first_step", "reference", "push", "answers", "adapter", "mixture", "stream", "stream_end"})
+PRIVATE_EVENTS = frozenset({"dropped_row"})
 NUM_SHOWN_MESSAGES = 3
 
 _SHARE = re.compile(r".*_(rewards/accuracies(_chosen_shorter|/.*)?|win_rate|mean_token_accuracy|truncated)")
@@ -116,13 +117,14 @@ def _summary(record: RunRecord, options: CardOptions) -> str:
     lines = [
         f"{'An adapter for' if options.is_adapter else 'Made from'} {code(base) if base else 'a model in memory'} by "
         f"{code(method.get('trainer', 'a trainer'))} of Burnish: step {options.step}{size}.",
+        *(f"{event['message']}." for event in record.of_kind("adapter")[-1:]),
         *([f"Licence: {licence}{of_base}."] if licence else []),
     ]
     losses = [
         f"- loss {code(loss['name'])}{_factor(loss)}{_paper_link(loss.get('paper'))}"
         for loss in method.get("losses", ())
     ]
-    return "\n\n".join(["\n".join(lines), *(["\n".join(losses)] if losses else [])])
+    return "\n\n".join([*lines, *(["\n".join(losses)] if losses else [])])
 
 
 def _factor(loss: Mapping[str, Any]) -> str:
@@ -178,6 +180,9 @@ def _data(record: RunRecord, options: CardOptions) -> str:
     """What was trained and evaluated on; the bad rows are counted, and what they held stays where it was."""
     reports = {event["data_set"]: event["lines"] for event in record.of_kind("data")}
     lines = [line for report in reports.values() for line in report if not line.startswith("  dropped ")]
+    lines += [
+        line for kind in ("mixture", "stream") for e in record.of_kind(kind)[-1:] for line in e["message"].split("\n")
+    ]
     configurations = _names(options.dataset_args)
     named = [f"- {code(name)}" for name in _names(options.dataset) or _sources(record)]
     named += [f"- configuration {code(name)}" for name in configurations]
@@ -211,6 +216,8 @@ def _warnings(record: RunRecord) -> str:
     lines: list[str] = []
     for kind, messages in told.items():
         lines.append(f"- {code(kind)}, {len(messages)} times" if len(messages) > 1 else f"- {code(kind)}")
+        if kind in PRIVATE_EVENTS:
+            continue
         lines += [f"  - {one_line(message)}" for message in messages[:NUM_SHOWN_MESSAGES]]
         lines += [f"  - and {len(messages) - NUM_SHOWN_MESSAGES} more"] if len(messages) > NUM_SHOWN_MESSAGES else []
     resumes = len(record.of_kind("resume"))

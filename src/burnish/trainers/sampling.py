@@ -21,6 +21,7 @@ from burnish.generation.decode import check_cache, evaluation_mode
 from burnish.generation.native import NativeGenerator
 from burnish.intervals import wilson
 from burnish.metrics import Estimate, MetricBuffer
+from burnish.models.adapters import plain_model
 from burnish.models.moving import MovingReference
 from burnish.runtime.distributed import gather_lines, sum_over_ranks
 from burnish.trainers.host import Host
@@ -103,14 +104,14 @@ class SamplingMixin(Host):
                 "docs/limits.md lists what is missing"
             )
         with evaluation_mode(self.model):
-            check_cache(self.model)
+            check_cache(plain_model(self.model))
 
     def evaluate_answers(self, dataloader: Any, prefix: str) -> dict[str, Estimate]:
         """Answer `num_eval_samples` prompts spread over the data set, each rank its share, and sum up."""
         if not self.args.generate_during_eval:
             return {}
         rows = self._sampled_rows(dataloader.dataset)
-        answers, against = self._answer(self.accelerator.unwrap_model(self.model), rows), None
+        answers, against = self._answer(plain_model(self.accelerator.unwrap_model(self.model)), rows), None
         if self.judge is not None:
             others, against = self._opponents(rows)
             answers = _judged(self.judge, answers, others, seed=self.args.seed)
