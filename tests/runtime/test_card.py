@@ -221,3 +221,11 @@ def test_values_are_written_as_json():
     text = card(config={"training": {"loss_type": ["sigmoid"], "note": "ä"}})
     assert f"| `loss_type` | `{json.dumps(['sigmoid'])}` |" in text
     assert '| `note` | `"ä"` |' in text
+
+
+def test_every_source_of_a_mixture_is_named():
+    sources = {"a": "owner/rows@main", "b": "/home/me/more.jsonl", "again": "owner/rows@main"}
+    text = card(config={**CONFIG, "data": {"train": sources, "eval": None}})
+    assert front(text)["datasets"] == ["owner/rows"]
+    assert "- `owner/rows@main`\n- `more.jsonl`\n" in text
+    assert "/home/me" not in text

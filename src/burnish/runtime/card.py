@@ -193,9 +193,9 @@ def _data(record: RunRecord, options: CardOptions) -> str:
 def _sources(record: RunRecord) -> list[str]:
     """Where the rows came from, if the run was made from a file: names, and of paths the file's name."""
     data = _part(record.config, "data")
-    held_out = data.get("eval")
-    found = [data.get("train"), *(held_out.values() if isinstance(held_out, Mapping) else [held_out])]
-    return [Path(source).name if Path(source).is_absolute() else source for source in found if source]
+    given = [data.get("train"), data.get("eval")]
+    found = [name for names in given for name in (names.values() if isinstance(names, Mapping) else [names]) if name]
+    return [Path(source).name if Path(source).is_absolute() else source for source in dict.fromkeys(found)]
 
 
 def _on_hub(source: str) -> bool:
