@@ -193,9 +193,10 @@ def _data(record: RunRecord, options: CardOptions) -> str:
 def _sources(record: RunRecord) -> list[str]:
     """Where the rows came from, if the run was made from a file: names, and of paths the file's name."""
     data = _part(record.config, "data")
-    given = [data.get("train"), data.get("eval")]
-    found = [name for names in given for name in (names.values() if isinstance(names, Mapping) else [names]) if name]
-    return [Path(source).name if Path(source).is_absolute() else source for source in dict.fromkeys(found)]
+    parts = [data.get("train"), data.get("eval")]
+    found = [source for part in parts for source in (part.values() if isinstance(part, Mapping) else [part])]
+    shown = [Path(source).name if Path(source).is_absolute() else source for source in found if source]
+    return list(dict.fromkeys(shown))
 
 
 def _on_hub(source: str) -> bool:
