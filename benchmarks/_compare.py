@@ -10,7 +10,6 @@ from typing import Any
 
 GATE = 1e-4
 WARM_UP = 1
-QUANTITIES = ("loss", "grad_norm", "logps/chosen", "logps/rejected", "ref_logps/chosen", "ref_logps/rejected")
 Result = Mapping[str, Any]
 
 
@@ -73,15 +72,15 @@ class Summary:
 
 
 def other_tokens(peer: Result, ours: Result) -> list[int]:
-    """The steps, counted from 1, in which the two trained on different tokens."""
+    """The steps, counted from 1, in which the two trained on different tokens. Sampled answers have no digest."""
     pairs = zip(peer["steps"], ours["steps"], strict=True)
-    return [number for number, (a, b) in enumerate(pairs, start=1) if a["digest"] != b["digest"]]
+    return [number for number, (a, b) in enumerate(pairs, start=1) if a.get("digest") != b.get("digest")]
 
 
-def differences(peer: Result, ours: Result) -> list[Difference]:
-    """`QUANTITIES` of the first step, compared. A number that is not finite differs infinitely from any other."""
+def differences(peer: Result, ours: Result, quantities: Sequence[str]) -> list[Difference]:
+    """Quantities of the first step, compared. A number that is not finite differs infinitely from any other."""
     theirs, own = peer["first_step"], ours["first_step"]
-    return [_difference(name, _as_list(theirs[name]), _as_list(own[name])) for name in QUANTITIES]
+    return [_difference(name, _as_list(theirs[name]), _as_list(own[name])) for name in quantities]
 
 
 def _difference(quantity: str, peer: Sequence[float], ours: Sequence[float]) -> Difference:

@@ -154,7 +154,7 @@ def run(
     first = next(line for line in trainer.state.log_history if line["step"] == 1)
     result = {
         "library": library,
-        "versions": _versions(library),
+        "versions": versions(library),
         "threads": torch.get_num_threads(),
         "matmul_precision": clock.matmul_precision,
         "first_step": {"loss": first["loss"], "grad_norm": first["grad_norm"], **logps},
@@ -168,7 +168,8 @@ def run(
     Path(job["result"]).write_text(json.dumps(result), encoding="utf-8")
 
 
-def _versions(library: str) -> dict[str, str]:
+def versions(library: str) -> dict[str, str]:
+    """The versions of Python, the library and what both arms share."""
     packages = {package: version(package) for package in (library, *COMMON_PACKAGES)}
     return {"python": platform.python_version(), **packages}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
@@ -24,6 +25,24 @@ def format_table(rows: Sequence[Summary]) -> str:
     """Markdown: the median over the processes, and their range."""
     lines = ["| " + " | ".join((*HEADER, *RATIOS)) + " |", "|---" * (len(HEADER) + len(RATIOS)) + "|"]
     return "\n".join([*lines, *(f"| {' | '.join(_cells(row))} |" for row in rows)])
+
+
+def format_phases(results: Processes) -> str:
+    """Markdown: median seconds of each phase of a step over all timed steps of all processes, and the peer's share."""
+    names = list(next(iter(results.values()))[0]["phases"])
+    medians = {
+        arm: {n: statistics.median([s for run in runs for s in run["phases"][n][WARM_UP:]]) for n in names}
+        for arm, runs in results.items()
+    }
+    peer = next(iter(medians.values()))
+    lines = [
+        "| arm | " + " | ".join(f"{n}, s" for n in names) + " | " + " | ".join(f"TRL / arm: {n}" for n in names) + " |"
+    ]
+    lines.append("|---" * (1 + 2 * len(names)) + "|")
+    for arm, own in medians.items():
+        cells = [f"{own[n]:.2f}" for n in names] + [f"{peer[n] / max(own[n], 1e-9):.2f}" for n in names]
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _cells(row: Summary) -> list[str]:
@@ -83,7 +102,8 @@ def write_results(
     directory.mkdir(exist_ok=True)
     data = settings["data"].removeprefix("recipe:").split(".", 1)[0]
     malloc = "-malloc-tuned" if settings["malloc_tuned"] else ""
-    name = f"{time.strftime('%Y-%m-%d')}-vs-trl-{settings['method']}-{settings['precision']}-{data}{malloc}"
+    filled = f"-{settings['prompt_tokens']}" if settings["method"] == "grpo" and settings["prompt_tokens"] else ""
+    name = f"{time.strftime('%Y-%m-%d')}-vs-trl-{settings['method']}-{settings['precision']}-{data}{filled}{malloc}"
     shown = {key: value for key, value in settings.items() if key != "peer_python"}
     record = {
         "date": time.strftime("%Y-%m-%d"),
@@ -126,22 +146,31 @@ def _page(record: Mapping[str, Any], table: str) -> str:
     settings, processes = record["settings"], record["processes"]
     tokens = sum(step["useful_tokens"] for step in processes["TRL"][0]["steps"][WARM_UP:])
     judged = f"at most {GATE:.0e} is allowed" if settings["precision"] == "float32" else "shown, not judged"
+    method = settings["method"]
+    filled = f"filled up to {settings['prompt_tokens']} tokens" if settings.get("prompt_tokens") else "as they are"
+    sizes = (
+        f"{settings['pairs']} pairs a step, up to {settings['max_length']} tokens"
+        if method == "dpo"
+        else f"{settings['num_prompts']} prompts x {settings['num_generations']} answers of {settings['new_tokens']} "
+        f"tokens a step, prompts {filled}"
+    )
     lines = [
         f"# Burnish beside TRL: {settings['method'].upper()}, {settings['precision']}, {record['date']}",
         "",
         f"`{record['command']}` (commit {record['commit']})",
         "",
-        f"{settings['data']}, {settings['pairs']} pairs a step, up to {settings['max_length']} tokens; one step to "
-        f"warm up, then {settings['steps']} timed with {tokens:,} useful tokens; {settings['rounds']} processes an "
+        f"{settings['data']}, {sizes}; one step to "
+        f"warm up, then {settings['steps']} timed with {tokens:,.0f} useful tokens; {settings['rounds']} processes an "
         f"arm in alternating order; {settings['threads']} threads. malloc: {settings['malloc']}.",
         "",
         "Median over the processes, and their range:",
         "",
         table,
         "",
+        *(["Median seconds of each phase:", "", format_phases(processes), ""] if method == "grpo" else []),
         f"The first step. Relative difference: {judged}; of log-probs, the row that differs most.",
         "",
-        *_gate_table(processes),
+        *_gate_table(processes, settings["quantities"]),
         "",
         "Seconds of every step, the first to warm up:",
         "",
@@ -154,11 +183,11 @@ def _page(record: Mapping[str, Any], table: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _gate_table(processes: Processes) -> list[str]:
+def _gate_table(processes: Processes, quantities: Sequence[str]) -> list[str]:
     rows = [
         f"| {arm} | {row.quantity} | {row.peer:.9g} | {row.ours:.9g} | {row.relative:.1e} |"
         for arm in list(processes)[1:]
-        for row in differences(processes["TRL"][0], processes[arm][0])
+        for row in differences(processes["TRL"][0], processes[arm][0], quantities)
     ]
     return ["| arm | quantity | TRL | arm | difference |", "|---|---|---|---|---|", *rows]
 

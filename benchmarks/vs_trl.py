@@ -14,35 +14,77 @@ import subprocess
 import sys
 import tempfile
 import venv
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from _compare import GATE, Arm, differences, format_gate, other_tokens, summarise
-from _report import format_table, machine_facts, write_results
+from _report import format_phases, format_table, machine_facts, write_results
 
+SIDES = ("chosen", "rejected")
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parent
 REQUIREMENTS = HERE / "trl-requirements.txt"
-RECIPE_DATA = "recipe:spoken-train"
+
 MALLOC_TUNED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1)}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method: its scripts, its data, what of the first step is compared, and the options of its job."""
+
+    prepare: str
+    arm: str
+    peer_arm: str
+    data: str
+    quantities: tuple[str, ...]
+    options: tuple[str, ...]
+
+
+METHODS = {
+    "dpo": Method(
+        prepare="_prepare.py",
+        arm="_burnish_arm.py",
+        peer_arm="_trl_arm.py",
+        data="recipe:spoken-train",
+        quantities=("loss", "grad_norm", *(f"{of}/{side}" for of in ("logps", "ref_logps") for side in SIDES)),
+        options=("pairs", "max_length"),
+    ),
+    "grpo": Method(
+        prepare="_grpo_prepare.py",
+        arm="_burnish_grpo_arm.py",
+        peer_arm="_trl_grpo_arm.py",
+        data="recipe:sums-train",
+        quantities=("loss", "kl", "grad_norm"),
+        options=("num_prompts", "num_generations", "new_tokens", "prompt_tokens"),
+    ),
+}
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("method", choices=["dpo"], help="what to train")
+    parser.add_argument("method", choices=list(METHODS), help="what to train")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after one to warm up (default: 5)")
-    parser.add_argument("--pairs", type=int, default=4, help="pairs a step (default: 4)")
-    parser.add_argument("--max-length", type=int, default=512, help="tokens of prompt and answer (default: 512)")
+    parser.add_argument("--pairs", type=int, default=4, help="dpo: pairs a step (default: 4)")
+    parser.add_argument("--max-length", type=int, default=512, help="dpo: tokens of prompt and answer (default: 512)")
+    parser.add_argument("--num-prompts", type=int, default=2, help="grpo: prompts a step (default: 2)")
+    parser.add_argument("--num-generations", type=int, default=8, help="grpo: answers to a prompt (default: 8)")
+    parser.add_argument("--new-tokens", type=int, default=64, help="grpo: tokens of every answer (default: 64)")
+    parser.add_argument(
+        "--prompt-tokens", type=int, help="grpo: fill prompts up to so many tokens (default: as they are)"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="processes of each arm (default: 3)")
     parser.add_argument("--threads", type=int, default=_num_cores(), help="of each arm (default: all cores)")
     parser.add_argument("--seed", type=int, default=0, help="of rows, their order and the reference's noise")
-    parser.add_argument("--data", default=RECIPE_DATA, help=f"rows of preferences (default: {RECIPE_DATA})")
+    parser.add_argument("--data", help="rows of preferences, or of questions (default: the package's own)")
     parser.add_argument("--ours-untuned", action="store_true", help="also run Burnish with cpu_tuning='off'")
     parser.add_argument("--malloc-tuned", action="store_true", help="raise glibc's thresholds in every arm")
     parser.add_argument("--peer-python", metavar="PATH", help="a Python with trl; else .venv-trl is made")
     parser.add_argument("--write-results", action="store_true", help="write benchmarks/results/DATE-….md, .json")
     args = parser.parse_args()
+    args.data = args.data or METHODS[args.method].data
     for name in ("steps", "pairs", "rounds", "threads"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} {getattr(args, name)} is not allowed: 1 or more")
@@ -62,11 +104,13 @@ def main() -> int:
             for arm in arms if number % 2 == 0 else reversed(arms):  # ABBA: a machine's drift hits both alike
                 print(f"round {number + 1} of {args.rounds}: {arm.name} …", file=sys.stderr, flush=True)
                 results[arm.name].append(run_arm(arm, job, Path(folder), environment))
-            if not passes_gate(results, precision=args.precision):
+            if not passes_gate(results, METHODS[args.method].quantities, precision=args.precision):
                 return 1
     settings = {**vars(args), "malloc": malloc, "data": data_name(args.data)}
+    settings["quantities"] = METHODS[args.method].quantities
     rows = summarise(results)
-    print(f"\n{format_table(rows)}\n\nmalloc: {malloc}. Machine: {machine['summary']}.")
+    phases = f"\n\n{format_phases(results)}" if args.method == "grpo" else ""
+    print(f"\n{format_table(rows)}{phases}\n\nmalloc: {malloc}. Machine: {machine['summary']}.")
     if args.write_results:
         path = write_results(HERE / "results", settings, machine, results, rows)
         print(f"wrote {path.relative_to(CHECKOUT)} and its .json")
@@ -75,15 +119,16 @@ def main() -> int:
 
 def make_arms(args: argparse.Namespace) -> list[Arm]:
     """The peer first, then Burnish as it comes, then, if asked for, Burnish without its CPU tuning."""
+    method = METHODS[args.method]
     peer = os.path.abspath(args.peer_python) if args.peer_python else make_peer_environment()
     ours = [("Burnish", "auto")]
     if args.ours_untuned:
         ours.append(("Burnish, cpu_tuning off", "off"))
     arms = [
-        Arm(name=name, python=sys.executable, script="_burnish_arm.py", options={"cpu_tuning": tuning})
+        Arm(name=name, python=sys.executable, script=method.arm, options={"cpu_tuning": tuning})
         for name, tuning in ours
     ]
-    return [Arm(name="TRL", python=peer, script="_trl_arm.py", options={}), *arms]
+    return [Arm(name="TRL", python=peer, script=method.peer_arm, options={}), *arms]
 
 
 def make_peer_environment() -> str:
@@ -120,8 +165,7 @@ def prepare_job(args: argparse.Namespace, folder: Path, environment: dict[str, s
         "model_name": "smollm2-135m",
         "data": args.data,
         "num_steps": args.steps + 1,
-        "pairs": args.pairs,
-        "max_length": args.max_length,
+        **{option: getattr(args, option) for option in METHODS[args.method].options},
         "precision": args.precision,
         "threads": args.threads,
         "seed": args.seed,
@@ -129,7 +173,7 @@ def prepare_job(args: argparse.Namespace, folder: Path, environment: dict[str, s
     path = folder / "job.json"
     path.write_text(json.dumps(job), encoding="utf-8")
     online = {name: value for name, value in environment.items() if name != "HF_HUB_OFFLINE"}
-    _run([sys.executable, str(HERE / "_prepare.py"), str(path)], online, log=folder / "prepare.log")
+    _run([sys.executable, str(HERE / METHODS[args.method].prepare), str(path)], online, log=folder / "prepare.log")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -144,7 +188,7 @@ def run_arm(arm: Arm, job: dict[str, Any], folder: Path, environment: dict[str, 
         return json.loads((own / "result.json").read_text(encoding="utf-8"))
 
 
-def passes_gate(results: dict[str, list[dict[str, Any]]], *, precision: str) -> bool:
+def passes_gate(results: dict[str, list[dict[str, Any]]], quantities: Sequence[str], *, precision: str) -> bool:
     """Compare the newest process of each arm with TRL's; in bfloat16 the numbers are shown, not judged."""
     peer = results["TRL"][-1]
     passed = True
@@ -154,7 +198,7 @@ def passes_gate(results: dict[str, list[dict[str, Any]]], *, precision: str) -> 
         if steps := other_tokens(peer, runs[-1]):
             print(f"NOT EQUAL: {name} trained on other tokens than TRL in steps {steps}")
             return False
-        table = differences(peer, runs[-1])
+        table = differences(peer, runs[-1], quantities)
         equal = precision != "float32" or all(row.relative <= GATE for row in table)
         if len(runs) == 1 or not equal:
             print(format_gate(table, name=name, judged=precision == "float32"), flush=True)

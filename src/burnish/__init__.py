@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from burnish.trainers.base import PolicyTrainer
     from burnish.trainers.config import PolicyConfig, arg
     from burnish.trainers.dpo import DPOConfig, DPOTrainer
+    from burnish.trainers.grpo import GRPOConfig, GRPOTrainer
+    from burnish.trainers.online import OnlineTrainer
+    from burnish.trainers.rollout_options import OnlineConfig
     from burnish.types import (
+        Answers,
         Completion,
         LossOutput,
         Mean,
@@ -35,13 +39,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Answers": "burnish.types",
     "Completion": "burnish.types",
     "DPOConfig": "burnish.trainers.dpo",
     "DPOTrainer": "burnish.trainers.dpo",
+    "GRPOConfig": "burnish.trainers.grpo",
+    "GRPOTrainer": "burnish.trainers.grpo",
     "Generator": "burnish.generation.base",
     "LossOutput": "burnish.types",
     "Mean": "burnish.types",
     "NativeGenerator": "burnish.generation.native",
+    "OnlineConfig": "burnish.trainers.rollout_options",
+    "OnlineTrainer": "burnish.trainers.online",
     "PairLogps": "burnish.types",
     "PolicyConfig": "burnish.trainers.config",
     "PolicyTokens": "burnish.types",
@@ -65,13 +74,18 @@ _HOME = {
 }
 
 __all__ = [
+    "Answers",
     "Completion",
     "DPOConfig",
     "DPOTrainer",
+    "GRPOConfig",
+    "GRPOTrainer",
     "Generator",
     "LossOutput",
     "Mean",
     "NativeGenerator",
+    "OnlineConfig",
+    "OnlineTrainer",
     "PairLogps",
     "PolicyConfig",
     "PolicyTokens",

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from burnish.registry import closest
@@ -50,6 +51,43 @@ MODEL_CONFIG_FIELDS = {
     "attn_implementation": "training.model_init_kwargs.attn_implementation",
     "dtype": "training.model_init_kwargs.dtype",
 }
+UNBUILT_GRPO: dict[str, tuple[Any, ...]] = {
+    "use_vllm": (False,),
+    "vllm_mode": ("colocate", "server"),
+    "vllm_model_impl": ("vllm",),
+    "vllm_enable_sleep_mode": (False,),
+    "vllm_structured_outputs_regex": (None,),
+    "vllm_guided_decoding_regex": (None,),
+    "vllm_server_base_url": (None,),
+    "vllm_server_host": ("0.0.0.0",),
+    "vllm_server_port": (8000,),
+    "vllm_server_timeout": (240.0, 240),
+    "vllm_group_port": (51216,),
+    "vllm_gpu_memory_utilization": (0.3,),
+    "vllm_tensor_parallel_size": (1,),
+    "vllm_max_model_length": (None,),
+    "use_transformers_paged": (False,),
+    "use_transformers_continuous_batching": (False,),
+    "transformers_continuous_batching_config": (None,),
+    "cache_implementation": (None,),
+    "generation_kwargs": (None,),
+    "ds3_gather_for_generation": (True,),
+    "use_liger_loss": (None, False),
+    "cast_lm_head_to_fp32": (False,),
+    "log_unique_prompts": (False,),
+    "wandb_log_unique_prompts": (False, None),
+    "log_multimodal": (True,),
+    "log_completions_hub_repo": (None,),
+    "max_tool_calling_iterations": (None,),
+}
+# Options of TRL's GRPOConfig whose meaning is not bound to one engine here.
+GRPO_ALIASES = {
+    "vllm_importance_sampling_correction": "importance_sampling_correction",
+    "vllm_importance_sampling_mode": "importance_sampling_mode",
+    "vllm_importance_sampling_clip_max": "importance_sampling_clip_max",
+    "vllm_importance_sampling_clip_min": "importance_sampling_clip_min",
+    "vllm_importance_sampling_cap": "importance_sampling_clip_max",
+}
 # Names of losses in other versions of TRL -> ours.
 LOSS_ALIASES = {"aot_pair": "aot_unpaired"}
 
@@ -77,8 +115,13 @@ def resolve_checkpointing(config: Any, *, default: bool) -> None:
             setattr(config, f"{name}_kwargs", {"use_reentrant": False, **keywords[0]})
 
 
-def accept_trl_fields(unbuilt: Mapping[str, tuple[Any, ...]]) -> Callable[[type[Config]], type[Config]]:
-    """Class decorator for a config dataclass: take `unbuilt` options at their default, refuse them otherwise."""
+def accept_trl_fields(
+    unbuilt: Mapping[str, tuple[Any, ...]], *, aliases: Mapping[str, str] = MappingProxyType({})
+) -> Callable[[type[Config]], type[Config]]:
+    """Class decorator for a config dataclass: take `unbuilt` options at their default, refuse them otherwise.
+
+    An option under its name in `aliases` is taken as the one that it stands for; both at once are refused.
+    """
 
     def decorate(cls: type[Config]) -> type[Config]:
         own_init = cls.__init__
@@ -87,6 +130,10 @@ def accept_trl_fields(unbuilt: Mapping[str, tuple[Any, ...]]) -> Callable[[type[
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
             for name in [name for name in kwargs if name in unbuilt]:
                 refuse_unbuilt(name, kwargs.pop(name), unbuilt)
+            for name in [name for name in kwargs if name in aliases]:
+                if aliases[name] in kwargs:
+                    raise TypeError(f"{name} and {aliases[name]} are one option: set {aliases[name]} alone")
+                kwargs[aliases[name]] = kwargs.pop(name)
             known = {field.name for field in fields(cls)}  # pyright: ignore[reportArgumentType]
             if unknown := [name for name in kwargs if name not in known]:
                 hints = "; ".join(f"{name!r}{closest(name, known) or ' is unknown'}" for name in unknown)

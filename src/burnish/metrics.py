@@ -45,6 +45,36 @@ EXPLANATIONS: dict[str, str] = {
     "completions/mean_length": "Tokens of the policy's own answers, the end token included.",
     "completions/clipped_ratio": "Share of the policy's own answers that did not end within the limit.",
     "truncated": "Share of answers that were cut, or whose prompt was.",
+    "reward": "Mean total reward of the answers of a round: the number that should rise.",
+    "reward_std": "Spread of the total rewards over all answers of a round.",
+    "rewards/*/mean": "Mean of what one reward function returned, before its weight, over the answers that it scored.",
+    "rewards/*/std": "Spread of what one reward function returned.",
+    "frac_reward_zero_std": "Share of groups whose answers all have the same reward: they teach nothing. Near 1: the "
+    "prompts are too easy or too hard.",
+    "frac_rows_with_gradient": "Share of answers that move the policy: advantage not 0, and a token is trained.",
+    "frac_unscored": "Share of answers that no reward function scored; they are in no baseline and no gradient.",
+    "solve_rate": "Share of answers whose total reward is at least solved_reward.",
+    "solve_rate/": "Share of groups in which that share of the answers, in percent, is right.",
+    "pass@": "Chance that k answers to a prompt hold a right one.",
+    "maj@": "Share of prompts for which the final answer that most samples give is right.",
+    "accuracy": "Share of sampled answers to held-out prompts that are right: total reward at least solved_reward.",
+    "accuracy_greedy": "Share of held-out prompts whose likeliest answer is right.",
+    "reward_greedy": "Mean total reward of the likeliest answers to held-out prompts.",
+    "completions/mean_length": "Mean tokens of an answer, its end token among them.",
+    "completions/min_length": "Tokens of the shortest answer of a round.",
+    "completions/max_length": "Tokens of the longest answer of a round.",
+    "completions/mean_terminated_length": "Mean tokens of the answers that ended by themselves.",
+    "completions/min_terminated_length": "Tokens of the shortest answer that ended by itself.",
+    "completions/max_terminated_length": "Tokens of the longest answer that ended by itself.",
+    "completions/clipped_ratio": "Share of answers that were cut at max_completion_length.",
+    "completions/duplicate_ratio": "Share of answers that another one of their group equals; high: sampling is "
+    "nearly greedy, or the policy collapsed.",
+    "dynamic_sampling/replaced_groups": "Groups without signal that further prompts took the place of.",
+    "dynamic_sampling/surplus_groups": "Groups with signal beyond the round's size, of which nothing came.",
+    "time/": "Seconds of a phase of a round.",
+    "tokens_per_second/": "Tokens of a phase of a round a second, on one process.",
+    "entropy_coef": "Factor of the entropy bonus, moved by use_adaptive_entropy.",
+    "curriculum/left_out": "Prompts passed over so far because they are solved nearly always, or nearly never.",
     "logps/chosen": "Summed log-prob of chosen answers in nats. It may fall while the margin grows.",
     "logps/rejected": "Summed log-prob of rejected answers in nats.",
     "logits/chosen": "Mean raw logit over vocabulary and chosen tokens. Of no statistical meaning; drift is a hint.",
@@ -97,11 +127,17 @@ def explain(name: str) -> str | None:
     parts = name.split("_") if name.startswith(("eval_", "train_")) else [name]
     for start in range(len(parts)):
         candidate = "_".join(parts[start:])
-        family = candidate[: candidate.rfind("/") + 1]
-        for known in (candidate, family):
+        for known in (candidate, *_families(candidate)):
             if known in EXPLANATIONS:
                 return EXPLANATIONS[known]
     return None
+
+
+def _families(name: str) -> tuple[str, ...]:
+    """What names that differ in one part are listed as: `loss/` of loss/sft, `rewards/*/mean`, `pass@`."""
+    parts = name.split("/")
+    middle = [f"{parts[0]}/*/{parts[-1]}"] if len(parts) > 2 else []
+    return (name[: name.rfind("/") + 1], *middle, name[: name.rfind("@") + 1])
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from burnish.data.schema import (
     SOURCE_COLUMN,
     TRUNCATED_COLUMN,
 )
-from burnish.types import PreferenceBatch
+from burnish.types import Completion, PreferenceBatch, RolloutBatch
 
 Row = Mapping[str, Any]
 
@@ -173,3 +173,61 @@ def _given(rows: Sequence[Row], columns: Sequence[str]) -> list[Any]:
             "Give every row the number, or remove the column."
         )
     return values
+
+
+def rollout_batch(
+    prompts: Sequence[Tensor],
+    completions: Sequence[Completion],
+    *,
+    row_ids: Sequence[int],
+    pad_token_id: int,
+    temperature: float = 1.0,
+    mask_truncated: bool = False,
+) -> RolloutBatch:
+    """A round's prompts and their completions, G each in order, as one parcel whose advantages are still 0.
+
+    Args:
+        prompts: (P) token ids (l,) each.
+        completions: (P x G).
+        row_ids: (P) the row of the data set of each prompt.
+        pad_token_id: fills the padding; no mask depends on it.
+        temperature: that the completions were drawn at.
+        mask_truncated: completions that were cut are not trained.
+    """
+    num_samples = len(completions) // len(prompts)
+    prompt_ids, prompt_mask = _pad_tensors(prompts, pad_token_id, left=True)
+    completion_ids, completion_mask = _pad_tensors([c.token_ids for c in completions], pad_token_id)
+    loss_mask = _pad_tensors([c.loss_mask for c in completions], False)[0] & completion_mask
+    truncated = torch.tensor([c.is_truncated for c in completions])
+    if mask_truncated:
+        loss_mask &= ~truncated[:, None]
+    turns = None
+    if any(c.turns is not None for c in completions):
+        of_rows = [torch.zeros_like(c.token_ids) if c.turns is None else c.turns for c in completions]
+        turns = _pad_tensors(of_rows, 0)[0]
+    drawn = [c.logps.double() + c.kept_mass.double().log() for c in completions]
+    return RolloutBatch(
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        completion_ids=completion_ids,
+        completion_mask=completion_mask,
+        loss_mask=loss_mask,
+        prompt_index=torch.arange(len(prompts)).repeat_interleave(num_samples),
+        row_id=torch.tensor(row_ids).repeat_interleave(num_samples),
+        columns={"truncated": truncated.float()},
+        turn_index=turns,
+        advantages=torch.zeros(len(completions), 1),
+        sampler_logps=_pad_tensors(drawn, 0.0)[0].float(),
+        temperature=temperature,
+    )
+
+
+def _pad_tensors(rows: Sequence[Tensor], fill: Any, *, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Values and mask (rows, longest), at least one column."""
+    width = max(1, *(len(row) for row in rows))
+    padded = torch.full((len(rows), width), fill, dtype=rows[0].dtype)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for index, row in enumerate(rows):
+        place = slice(width - len(row), width) if left else slice(0, len(row))
+        padded[index, place], mask[index, place] = row, True
+    return padded, mask

@@ -52,10 +52,10 @@ class AdapterReference(ModelReference):
         return self._began_with
 
     @torch.no_grad()
-    def score(self, batch: TokenBatch, *, needs: Iterable[str] = ()) -> TokenStats:
+    def score(self, batch: TokenBatch, *, needs: Iterable[str] = (), temperature: float = 1.0) -> TokenStats:
         """The reference's statistics of every trained token."""
         with using_adapter(self.model, self.adapter):
-            return forward(self.model, batch, needs=needs)
+            return forward(self.model, batch, needs=needs, temperature=temperature)
 
     @torch.no_grad()
     def teacher(self, batch: PreferenceBatch) -> Teacher:

@@ -45,18 +45,25 @@ def install_forward(model: PreTrainedModel) -> HeadSpec:
         token_batch: TokenBatch | None = None,
         needs: frozenset[str] = frozenset(),
         teacher: Teacher | None = None,
+        temperature: float = 1.0,
         **kwargs: Any,
     ) -> Any:
         if token_batch is None:
             return own_forward(self, *args, **kwargs)
-        return _score(self, token_batch, spec=spec, router=router, needs=needs, teacher=teacher)
+        tempered = spec.at_temperature(temperature)
+        return _score(self, token_batch, spec=tempered, router=router, needs=needs, teacher=teacher)
 
     model.forward = MethodType(forward_or_score, model)
     return spec
 
 
 def forward(
-    model: nn.Module, batch: TokenBatch, *, needs: Iterable[str] = (), teacher: Teacher | None = None
+    model: nn.Module,
+    batch: TokenBatch,
+    *,
+    needs: Iterable[str] = (),
+    teacher: Teacher | None = None,
+    temperature: float = 1.0,
 ) -> TokenStats:
     """Per-token statistics of the batch's completions under a model.
 
@@ -66,20 +73,23 @@ def forward(
         needs: any of `NEEDS`: `entropy`, `top1`, `mean_logit`, `sum_p2`, `hidden`, `divergence`, `aux_loss`. What is
             not asked for is not computed.
         teacher: the other model of `divergence`, KL(teacher || model) of the next-token distributions.
+        temperature: the statistics are of softmax(logits / temperature), above 0: what answers were sampled from.
 
     Returns:
         `TokenStats` aligned with `batch.completion_ids`, exactly 0 outside `batch.loss_mask`.
 
     Raises:
-        ValueError: an unknown need, `divergence` without a teacher or with one of another vocabulary or batch, or
-            `aux_loss` of a model without a load-balancing loss.
+        ValueError: an unknown need, `divergence` without a teacher or with one of another vocabulary or batch,
+            `aux_loss` of a model without a load-balancing loss, or a temperature that is not above 0.
     """
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature!r}; allowed: above 0. Greedy answers have no distribution to score")
     wanted = frozenset(needs)
     if unknown := wanted - set(NEEDS):
         raise ValueError(f"unknown token statistics {sorted(unknown)}; known: {', '.join(NEEDS)}")
     if "divergence" in wanted and teacher is None:
         raise ValueError("divergence compares two models: pass teacher=teacher_of(other_model, batch)")
-    outputs: dict[str, Tensor] = model(token_batch=batch, needs=wanted, teacher=teacher)
+    outputs: dict[str, Tensor] = model(token_batch=batch, needs=wanted, teacher=teacher, temperature=temperature)
     core = {name: outputs[name] for name in ("logps", "entropy", "hidden", "aux_loss") if name in outputs}
     extra = {name: tensor for name, tensor in outputs.items() if name not in core}
     return TokenStats(mask=batch.loss_mask, extra=extra, **core)

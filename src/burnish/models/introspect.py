@@ -35,6 +35,15 @@ class HeadSpec:
     scale: float = 1.0
     softcap: float | None = None
 
+    def at_temperature(self, temperature: float) -> HeadSpec:
+        """The head whose logits are these divided by `temperature`.
+
+        >>> HeadSpec(scale=1.0, softcap=30.0).at_temperature(2.0)
+        HeadSpec(scale=0.5, softcap=15.0)
+        """
+        softcap = None if self.softcap is None else self.softcap / temperature
+        return HeadSpec(scale=self.scale / temperature, softcap=softcap)
+
 
 @dataclass(frozen=True)
 class RouterSpec:

@@ -78,7 +78,7 @@ class ModelReference(ABC):
         """Hash of the reference's weights."""
 
     @abstractmethod
-    def score(self, batch: TokenBatch, *, needs: Iterable[str] = ()) -> TokenStats:
+    def score(self, batch: TokenBatch, *, needs: Iterable[str] = (), temperature: float = 1.0) -> TokenStats:
         """The reference's statistics of every trained token, without gradient."""
 
     @abstractmethod
@@ -123,9 +123,9 @@ class FrozenModel(ModelReference):
         return sampled_fingerprint(self.model)
 
     @torch.no_grad()
-    def score(self, batch: TokenBatch, *, needs: Iterable[str] = ()) -> TokenStats:
+    def score(self, batch: TokenBatch, *, needs: Iterable[str] = (), temperature: float = 1.0) -> TokenStats:
         """The model's statistics of every trained token."""
-        return forward(self.model, batch, needs=needs)
+        return forward(self.model, batch, needs=needs, temperature=temperature)
 
     @torch.no_grad()
     def teacher(self, batch: PreferenceBatch) -> Teacher:

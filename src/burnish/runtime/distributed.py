@@ -18,6 +18,11 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def world() -> tuple[int, int]:
+    """This process's rank, and how many processes there are."""
+    return (dist.get_rank(), dist.get_world_size()) if is_distributed() else (0, 1)
+
+
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """The element-wise sum over all ranks; the tensor itself on one process."""
     if not is_distributed():
@@ -56,3 +61,12 @@ def barrier() -> None:
     """Wait for every rank."""
     if is_distributed():
         dist.barrier()
+
+
+def largest_over_ranks(number: int, device: torch.device | str) -> int:
+    """The largest of every rank's number."""
+    if not is_distributed():
+        return number
+    value = torch.tensor(number, device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return int(value)

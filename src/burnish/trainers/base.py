@@ -180,6 +180,10 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, P
         """Counters and running statistics that belong in a checkpoint."""
         return {"num_tokens": self.num_tokens, "guard": self.guard, "running_means": self.running_means}
 
+    def rank_stateful(self) -> dict[str, Stateful]:
+        """The same of this rank alone."""
+        return {} if self.rank_stream is None else {"stream": self.rank_stream}
+
     def binding(self) -> dict[str, Any]:
         """What else must be the same for a resumed run to continue this one, in JSON types."""
         return {}
@@ -201,7 +205,7 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, P
         if self.stream_is_done():
             return [], {}
         self._step_started = self._step_started or time.perf_counter()
-        parcels = [batch.to(device) for batch in islice(epoch_iterator, num_batches)]
+        parcels = self.take_parcels(epoch_iterator, num_batches, device)
         counts = step_counts(parcels, device, also={**self.running_means.collected(), **self.stream_counts()})
         if not self.follow_stream(counts):
             return [], counts
@@ -212,6 +216,12 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, P
             self._report_first_step(parcels[0])
         with self.accelerator.autocast():
             return self.prepare_step(self.model_wrapped, parcels), counts
+
+    def take_parcels(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> Sequence[TokenBatch]:
+        """This rank's micro-batches of the next optimizer step: exactly `num_batches`."""
+        return [batch.to(device) for batch in islice(epoch_iterator, num_batches)]
 
     def compute_loss(
         self,

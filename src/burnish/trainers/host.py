@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from transformers import Trainer
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from burnish.data.lint import Finding
     from burnish.data.mixture import Mixture
-    from burnish.data.report import DataReport
     from burnish.data.stream import RankStream, RowStream
     from burnish.metrics import Estimate, MetricBuffer
     from burnish.runtime.cpu import CpuSettings
@@ -31,6 +30,33 @@ if TYPE_CHECKING:
     from burnish.trainers.config import PolicyConfig
     from burnish.trainers.sampling import EvalAnswers
     from burnish.types import LossOutput, TokenBatch
+
+
+class Report(Protocol):
+    """What preparing a data set did to it, whatever kind of rows it has."""
+
+    @property
+    def name(self) -> str:
+        """The data set's name in messages."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that is trained on."""
+        ...
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that are left."""
+        ...
+
+    def lines(self) -> list[str]:
+        """The report for a person."""
+        ...
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain values."""
+        ...
 
 
 class Host(Trainer):
@@ -79,7 +105,7 @@ class Host(Trainer):
         data_collator: Any
         optimizer: torch.optim.Optimizer
         lr_scheduler: torch.optim.lr_scheduler.LRScheduler
-        data_reports: dict[str, DataReport]
+        data_reports: dict[str, Report]
         estimates: dict[str, Estimate]
         num_dropouts_disabled: int
         has_new_adapter: bool
@@ -94,6 +120,8 @@ class Host(Trainer):
         push_in_progress: Any
         cpu_settings: CpuSettings | None
 
+        def _prepare_dataset(self, dataset: Any, name: str) -> Dataset: ...
+
         def loss(self, model: nn.Module, batch: Any) -> LossOutput: ...
 
         def prepare_step(self, model: nn.Module, parcels: Sequence[TokenBatch]) -> list[TokenBatch]: ...
@@ -103,6 +131,7 @@ class Host(Trainer):
         def stateful(self) -> dict[str, Stateful]: ...
 
         def train_fingerprint(self) -> str | None: ...
+        def rank_stateful(self) -> dict[str, Stateful]: ...
 
         def binding(self) -> dict[str, Any]: ...
 

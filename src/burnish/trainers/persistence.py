@@ -85,8 +85,8 @@ class PersistenceMixin(Host):
     def _save_training_state(self, directory: Path) -> None:
         rank = self.args.process_index
         own = {"metrics": self.metric_buffer.state(), "followed": self.running_means.collected()}
-        stream = None if self.rank_stream is None else self.rank_stream.state_dict()
-        save_tree(directory, f"rank_state_{rank}", {"rng": rng_state(), "stream": stream, **own})
+        parts = {name: item.state_dict() for name, item in self.rank_stateful().items()}
+        save_tree(directory, f"rank_state_{rank}", {"rng": rng_state(), "parts": parts, **own})
         if not self.args.should_save:
             return
         save_tree(directory, "optimizer", self.optimizer.state_dict())
@@ -147,8 +147,10 @@ class PersistenceMixin(Host):
         own = load_tree(directory, f"rank_state_{self.args.process_index}")
         self.metric_buffer.load_state(own["metrics"], self.args.device)
         self.running_means.load_collected(own["followed"])
-        if self.rank_stream is not None and not self.args.ignore_data_skip:
-            self.rank_stream.load_state_dict(own["stream"])
+        begins_anew = {"stream"} if self.args.ignore_data_skip else set()
+        for name, item in self.rank_stateful().items():
+            if name not in begins_anew:
+                item.load_state_dict(own["parts"][name])
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Tied weights are saved once, so the names of the copies are not missing; any other name is an error."""

@@ -14,22 +14,26 @@ from burnish.models.vision import plain_inputs
 from burnish.types import wide
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from burnish.trainers.dpo import DPOTrainer
-    from burnish.types import PreferenceBatch, TokenBatch
+    from burnish.trainers.grpo import GRPOTrainer
+    from burnish.types import PreferenceBatch, RolloutBatch, TokenBatch
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 LOG_2_TOLERANCE = 1e-3
+NUM_CHECKED_ROWS = 8
+SAMPLER_GAP = 0.1  # nats; bfloat16 alone makes a few hundredths
 
 
 @torch.no_grad()
-def plain_logps(model: PreTrainedModel, batch: TokenBatch, row: int) -> float:
+def plain_logps(model: PreTrainedModel, batch: TokenBatch, row: int, *, temperature: float = 1.0) -> float:
     """Summed log-prob of one row's trained tokens: no padding, no tiles, the model's own logits and log-softmax."""
     completion_mask = batch.completion_mask[row]
     completion_ids = batch.completion_ids[row][completion_mask]
     logits = model(**plain_inputs(batch, row), use_cache=False).logits[0]
-    log_probs = wide(logits[-len(completion_ids) - 1 : -1]).log_softmax(-1)
+    log_probs = wide(logits[-len(completion_ids) - 1 : -1] / temperature).log_softmax(-1)
     logps = log_probs.gather(1, completion_ids[:, None]).squeeze(1)
     return float(logps[batch.loss_mask[row][completion_mask]].sum())
 
@@ -78,3 +82,48 @@ def check_dpo(trainer: DPOTrainer, batch: PreferenceBatch) -> dict[str, Any]:
         "loss": loss,
         "expected": math.log(2),
     }
+
+
+@torch.no_grad()
+def check_on_policy(trainer: GRPOTrainer, batch: RolloutBatch) -> dict[str, Any]:
+    """Compare a micro-batch's log-probs with `plain_logps` and with the sampler's own: on the first step all agree.
+
+    Then the ratio of policy to old policy is 1, and the KL to a copy of the policy 0.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    was_training = model.training
+    model.eval()
+    with trainer.accelerator.autocast():
+        stats = trainer._get_per_token_logps_and_entropies(model, batch)
+    rows = [row for row in range(len(batch)) if bool(batch.loss_mask[row].any())][:NUM_CHECKED_ROWS]
+    plain = [plain_logps(model, batch, row, temperature=batch.temperature) for row in rows]
+    model.train(was_training)
+    lengths = stats.lengths.cpu().double().clamp(min=1)
+    scored = stats.sequence_sum().cpu().double()
+    gaps = {row: abs(float(scored[row]) - value) / float(lengths[row]) for row, value in zip(rows, plain, strict=True)}
+    low_precision = trainer.args.bf16 or trainer.args.fp16
+    allowed = 5e-2 if low_precision else TOLERANCE.get(model.dtype, 5e-2)
+    sampler = float(_largest(stats.logps - batch.sampler_logps, stats.mask)) if batch.sampler_logps is not None else 0.0
+    messages = []
+    if gaps and max(gaps.values()) > allowed:
+        row = max(gaps, key=lambda index: gaps[index])
+        messages.append(
+            f"the log-probs of an answer to row {int(batch.row_id[row])} are {gaps[row]:.2e} nats a token away from a "
+            f"second computation, allowed {allowed:.0e}: the ratio on the first step would not be 1. Report this model."
+        )
+    if sampler > SAMPLER_GAP:
+        messages.append(
+            f"the engine that draws answers gives a token a log-prob {sampler:.2g} nats away from the trainer's: "
+            "answers come from another distribution than the one that is trained. Set "
+            "importance_sampling_correction=True, or look at repetition_penalty and precision."
+        )
+    return {
+        "ok": not messages,
+        "message": " ".join(messages) or "the policy gives its own answers the log-probs they were drawn with: ratio 1",
+        "max_difference": max(gaps.values(), default=0.0),
+        "sampler_gap": sampler,
+    }
+
+
+def _largest(values: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, values.abs(), torch.zeros_like(values)).max()

@@ -43,6 +43,10 @@ class Mean:
         weighted = numbers * weights
         return cls(total=weighted.sum(), weight=weights.sum(), squares=(weighted * numbers).sum())
 
+    def to(self, device: torch.device | str) -> Mean:
+        """The same mean on `device`."""
+        return Mean(total=self.total.to(device), weight=self.weight.to(device), squares=self.squares.to(device))
+
     def without_weight(self) -> Mean:
         """A mean of nothing: it keeps its name in step with the other ranks, and changes no sum."""
         return Mean(

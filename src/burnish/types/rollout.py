@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +13,13 @@ from burnish.types.batch import TokenBatch
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
+
+
+# Fields with one entry a row, of T columns or one.
+ROW_FIELDS = (
+    "completion_ids", "completion_mask", "loss_mask", "turn_index", "advantages", "old_logps", "ref_logps",
+    "sampler_logps", "importance_weights", "policy_mask", "values", "returns", "bootstrap_value",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,6 +99,7 @@ class RewardTable:
         weights: (F) the factor of each in the total.
         token_rewards: (N, T) weighted rewards that belong to single tokens, or None. Their sum over a row is part
             of the row's total already.
+        extra: (N) what functions want to be shown beside each answer, by column.
 
     Example: rewards [[1.0, 0.5], [0.0, nan]], weights [1.0, 0.2]: total() [1.1, 0.0].
     """
@@ -100,6 +108,7 @@ class RewardTable:
     names: tuple[str, ...]
     weights: Float[Tensor, "F"]
     token_rewards: Float[Tensor, "N T"] | None = None
+    extra: Mapping[str, Sequence[Any]] = field(default_factory=dict[str, Sequence[Any]])
 
     @property
     def scored(self) -> Bool[Tensor, "N F"]:
@@ -110,6 +119,32 @@ class RewardTable:
         """The weighted sum of each answer over the functions that scored it; NaN if none did."""
         summed = (self.rewards.nan_to_num(0.0) * self.weights).sum(1)
         return torch.where(self.scored.any(1), summed, torch.nan)
+
+    def _shown(self, name: str) -> Sequence[Any]:
+        return self.extra.get(name, [None] * len(self.rewards))
+
+    def take(self, rows: Int[Tensor, "K"]) -> RewardTable:
+        """The table of some of its rows."""
+        tokens = None if self.token_rewards is None else self.token_rewards[rows]
+        picked: list[int] = rows.tolist()  # pyright: ignore[reportUnknownMemberType]
+        extra = {name: [values[row] for row in picked] for name, values in self.extra.items()}
+        return replace(self, rewards=self.rewards[rows], token_rewards=tokens, extra=extra)
+
+    def joined(self, other: RewardTable) -> RewardTable:
+        """The rows of both tables of the same functions; rewards of tokens are 0 where one of them has none."""
+        tables = (self, other)
+        widths = [0 if table.token_rewards is None else table.token_rewards.shape[1] for table in tables]
+        tokens = torch.zeros(len(self.rewards) + len(other.rewards), max(widths), dtype=self.rewards.dtype)
+        for table, start, width in zip(tables, (0, len(self.rewards)), widths, strict=True):
+            if table.token_rewards is not None:
+                tokens[start : start + len(table.rewards), :width] = table.token_rewards
+        names = dict.fromkeys((*self.extra, *other.extra))
+        return replace(
+            self,
+            rewards=torch.cat([self.rewards, other.rewards]),
+            token_rewards=tokens if max(widths) else None,
+            extra={name: [*self._shown(name), *other._shown(name)] for name in names},
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -142,6 +177,23 @@ class RolloutBatch(TokenBatch):
     returns: Float[Tensor, "N T"] | None = None
     bootstrap_value: Float[Tensor, "N 1"] | None = None
     temperature: float = 1.0
+
+    def take(self, rows: Int[Tensor, "K"]) -> RolloutBatch:
+        """The parcel of some of its rows and the prompts that they need, without the columns that are padding alone."""
+        prompts = torch.zeros_like(self.prompt_mask[:, 0]).index_fill(0, self.prompt_index[rows], True).nonzero()[:, 0]
+        start = self.prompt_ids.shape[1] - int(self.prompt_mask[prompts].sum(1).max())
+        width = max(int(self.completion_mask[rows].sum(1).max()), 1)
+        of_rows = {name: self[name] for name in ROW_FIELDS}
+        return replace(
+            self,
+            prompt_ids=self.prompt_ids[prompts, start:],
+            prompt_mask=self.prompt_mask[prompts, start:],
+            prompt_index=torch.searchsorted(prompts, self.prompt_index[rows]),
+            row_id=self.row_id[rows],
+            columns={name: values[rows] for name, values in self.columns.items()},
+            extra=tuple(self.extra[int(prompts[p])] for p in range(len(prompts))) if self.extra else (),
+            **{name: values[rows, :width] for name, values in of_rows.items() if values is not None},
+        )
 
     def unit_weights(self, per: str) -> Tensor:
         """As in `TokenBatch`; a row without a trained token has weight 0: it is in no average."""

@@ -1,0 +1,274 @@
+"""OnlineTrainer: a round of rollouts is a queue of optimizer steps. A subclass defines `loss`, and nothing else.
+
+    queue empty?  -> prompts of the round -> generate -> score -> re-score -> credit -> cut into steps -> queue
+    pop one step  -> PolicyTrainer
+
+Rounds happen inside `get_batch_samples`, between optimizer steps, so that a checkpoint never falls into one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+
+from burnish.advantages import advantages, compute_advantages
+from burnish.data.prompt_stream import PromptStream
+from burnish.data.prompts import check_prompt_columns, prepare_prompts
+from burnish.data.sources import load_rows
+from burnish.generation.base import Generator, Prompt
+from burnish.generation.native import NativeGenerator
+from burnish.rollout.collect import PromptRow, Refill, RolloutSteps, collect
+from burnish.rollout.plan import cut_rows
+from burnish.rollout.whole import WholeRound
+from burnish.runtime.distributed import largest_over_ranks, sum_over_ranks
+from burnish.trainers.base import PolicyTrainer
+from burnish.trainers.prompt_evaluation import PromptEvaluationMixin
+from burnish.trainers.rollout_options import OnlineConfig
+from burnish.trainers.round_queue import RoundQueue
+from burnish.trainers.round_report import RoundReport
+from burnish.trainers.scoring import make_scorer
+from burnish.types import Answers, Completion, Mean, RewardTable, RolloutBatch, TokenBatch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from burnish.data.lint import Finding
+    from burnish.registry import Entry
+    from burnish.runtime.state import Stateful
+
+
+class OnlineTrainer(PromptEvaluationMixin, PolicyTrainer, ABC):
+    """Trains a policy on answers that it draws itself. Abstract: a subclass defines `loss`.
+
+    Arguments as in `PolicyTrainer`, and:
+
+    Args:
+        reward_funcs: one or several: functions, names of built-in ones, sequence classifiers or their names.
+        reward_processing_classes: the tokenizers of the classifiers; loaded by name if None.
+        generator: answers the prompts; the model itself, in this process, if None.
+        train_dataset: rows with a `prompt`; other columns go to the reward functions.
+    """
+
+    config_class = OnlineConfig
+    args: OnlineConfig
+    advantage: str = "group"  # a row of the table; a subclass may read an option instead
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        reward_funcs: Any,
+        args: OnlineConfig | None = None,
+        *,
+        reward_processing_classes: Any = None,
+        generator: Generator | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        options = self.checked_args(args)
+        self.plan = options.round_plan()
+        self.queue, self.round_report = RoundQueue(), RoundReport()
+        self.credit_entry: Entry[Any, Tensor] = advantages.bind([self.advantage_choice(options)], options)[0]
+        self.scorer = make_scorer(reward_funcs, reward_processing_classes, options)
+        given = self._checked_prompts(train_dataset=train_dataset, eval_dataset=eval_dataset)
+        super().__init__(model, options, **given, **kwargs)
+        self.scorer.to(options.device)
+        self.pad_token_id = self._pad_token_id()
+        self.sampling = options.sampling_params(end_token_ids=self.end_token_ids)
+        self.generator: Generator = generator or NativeGenerator(
+            self.model, pad_token_id=self.pad_token_id, tokenizer=self.tokenizer, max_rows=options.generation_max_rows
+        )
+        window = options.curriculum_window
+        self.prompt_stream = PromptStream(
+            len(self.train_dataset) if isinstance(self.train_dataset, Dataset) else 1,
+            seed=options.seed if options.data_seed is None else options.data_seed,
+            shuffle=options.shuffle_dataset,
+            window=None if window is None else (window[0], window[1]),
+        )
+
+    def advantage_choice(self, options: Any) -> Any:
+        """The name of the advantage, or a callable."""
+        del options
+        return self.advantage
+
+    # What prompts are.
+
+    def _prepare_dataset(self, dataset: Any, name: str) -> Dataset:
+        """Rows with a prompt -> token ids; what was cut, dropped or left out is in `data_reports[name]`."""
+        args = self.args
+        with args.main_process_first(desc=f"tokenising {name}"):
+            prepared, report = prepare_prompts(
+                load_rows(dataset),
+                self.tokenizer,
+                max_prompt_length=args.max_prompt_length,
+                template_kwargs=args.chat_template_kwargs,
+                on_bad_row=args.on_bad_row,
+                name=name,
+            )
+        self.data_reports[name] = report
+        return prepared
+
+    def _lint(self) -> list[Finding]:
+        return []
+
+    def _make_collator(self) -> Any:
+        return list
+
+    def _checked_prompts(self, **given: Any) -> dict[str, Any]:
+        """The data sets, loaded, with the columns that prompts and reward functions need: known before the model is."""
+        loaded: dict[str, Any] = {}
+        for argument, data in given.items():
+            parts = data if isinstance(data, Mapping) else {argument.removesuffix("_dataset"): data}
+            rows = {name: load_rows(part) for name, part in parts.items() if part is not None}
+            for name, dataset in rows.items():
+                check_prompt_columns(dataset, name)
+                self.scorer.check_columns(column for column in dataset.column_names if column != "prompt")
+            loaded[argument] = rows if isinstance(data, Mapping) else next(iter(rows.values()), None)
+        return loaded
+
+    def _pad_token_id(self) -> int:
+        own: Any = self.tokenizer.pad_token_id
+        return own if own is not None else next(iter(self.end_token_ids), 0)  # masks come from lengths
+
+    @property
+    def prompts(self) -> Dataset:
+        """The prepared training rows."""
+        if not isinstance(self.train_dataset, Dataset):
+            raise ValueError("training needs train_dataset: rows with a prompt, all of them, not a stream")
+        return self.train_dataset
+
+    def prompt_rows(self, dataset: Dataset, indices: Sequence[int]) -> list[PromptRow]:
+        """Rows of a prepared data set as rollouts take them."""
+        reserved = ("row_id", "prompt", "prompt_input_ids")
+        rows = (dataset[index] for index in indices)
+        return [
+            PromptRow(
+                row_id=row["row_id"],
+                ids=torch.tensor(row["prompt_input_ids"]),
+                prompt=row["prompt"],
+                columns={name: value for name, value in row.items() if name not in reserved},
+            )
+            for row in rows
+        ]
+
+    def get_train_dataloader(self) -> DataLoader[int]:
+        """One number for each micro-batch of an epoch: the Trainer counts steps by it, the queue holds the parcels."""
+        count = self.plan.micro_batches_in_epoch(len(self.prompts))
+        return DataLoader(range(count), batch_size=1, generator=torch.Generator())  # pyright: ignore[reportArgumentType]
+
+    def num_examples(self, dataloader: Any) -> int:
+        """Prompts of the data set that a loader stands for."""
+        return len(self.prompts)
+
+    # A round.
+
+    def take_parcels(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> Sequence[TokenBatch]:
+        """The micro-batches of the next optimizer step, out of the queue; an empty queue gets a round first."""
+        for _ in zip(range(num_batches), epoch_iterator, strict=False):
+            pass
+        if self.queue.is_empty:
+            self.queue.fill(self._next_round(), iterations=self.plan.iterations)
+        return [parcel.to(device) for parcel in self.queue.take()]
+
+    def _next_round(self) -> list[list[RolloutBatch]]:
+        batch = self._generate_and_score_completions(self._draw_prompts(self.plan.prompts_per_process))
+        return [
+            [batch.take(torch.tensor(rows, device=self.args.device)) for rows in step] for step in cut_rows(self.plan)
+        ]
+
+    def _draw_prompts(self, count: int) -> list[PromptRow]:
+        """This rank's part of the next prompts: every rank draws for all, and takes `count` of its own."""
+        rank, size = self.args.process_index, self.args.world_size
+        rows = self.prompt_stream.take(count * size)
+        return self.prompt_rows(self.prompts, rows[rank * count : (rank + 1) * count])
+
+    def _generate_and_score_completions(self, prompts: Sequence[PromptRow]) -> RolloutBatch:
+        """One round over this rank's prompts: N answers with their advantages."""
+        args = self.args
+        self.generator.update_policy(self.accelerator.unwrap_model(self.model), version=self.state.global_step)
+        refill = None
+        if args.dynamic_sampling:
+            refill = Refill(
+                draw=self._draw_prompts,
+                most_missing=lambda missing: largest_over_ranks(missing, args.device),
+                max_attempts=args.dynamic_sampling_attempts,
+            )
+        found = collect(
+            prompts,
+            RolloutSteps(
+                generate=self._generate,
+                score=self._calculate_rewards,
+                rescore=self._rescore,
+                shape=self._shape_rewards,
+                credit=self._credit,
+            ),
+            tokenizer=self.tokenizer,
+            pad_token_id=self.pad_token_id,
+            temperature=args.temperature,
+            mask_truncated=args.mask_truncated_completions,
+            refill=refill,
+            device=args.device,
+        )
+        if self.prompt_stream.window is not None:
+            self.prompt_stream.learn(found.whole.solve_rates(args.solved_reward))
+        self.scorer.update(sum_over_ranks)
+        self.round_report.tell(self, found)
+        return found.batch
+
+    def _generate(self, prompts: Sequence[PromptRow]) -> list[Completion]:
+        """G answers to each prompt, those of a prompt in a row."""
+        wanted = [Prompt(ids=prompt.ids, key=prompt.row_id) for prompt in prompts]
+        with self.accelerator.autocast():
+            return self.generator.generate(
+                wanted,
+                self.sampling,
+                num_samples=self.plan.num_generations,
+                seed=self.args.seed,
+                round_index=self.queue.round_index,
+            )
+
+    def _calculate_rewards(self, answers: Answers, num_tokens: int) -> RewardTable:
+        """What the reward functions say of the answers."""
+        device = self.args.device
+        table, log = self.scorer.score(answers, num_tokens=num_tokens, trainer_state=self.state, device=device)
+        self.metric_buffer.add({name: mean.to(device) for name, mean in log.metrics.items()})
+        for event in log.events:
+            self.tell(message=f"{event['reward']} {event['problem']}: rows {event['rows']}", **event)
+        return replace(table, extra=log.columns)
+
+    def _rescore(self, batch: RolloutBatch) -> RolloutBatch:
+        """The batch with what the trainer's own forward says of its tokens; nothing unless a subclass needs it."""
+        return batch
+
+    def _shape_rewards(self, rewards: RewardTable, batch: RolloutBatch) -> RewardTable:
+        """The rewards that advantages are made of: those of the functions, unless a subclass adds a penalty."""
+        del batch
+        return rewards
+
+    def _credit(self, whole: WholeRound, batch: RolloutBatch) -> RolloutBatch:
+        """The batch with this rank's advantages."""
+        result = compute_advantages(self.credit_entry, whole.rewards, whole.prompt_index, whole.mask, whole.turn_index)
+        mine = whole.mine(result)[:, : batch.completion_ids.shape[1]]  # (N, 1) or (N, T)
+        return replace(batch, advantages=mine.to(batch.advantages.dtype))
+
+    def stateful(self) -> dict[str, Stateful]:
+        """As in `PolicyTrainer`, the prompts' cursor, and what reward functions remember."""
+        return {**super().stateful(), "prompt_stream": self.prompt_stream, "scorer": self.scorer}
+
+    def rank_stateful(self) -> dict[str, Stateful]:
+        """As in `PolicyTrainer`, and this rank's queue."""
+        return {**super().rank_stateful(), "queue": self.queue}
+
+    def of_round(self, value: float) -> Mean:
+        """A number of a round as a mean over rounds. The main process counts it; the others keep its name."""
+        mean = Mean.of(torch.tensor(value, dtype=torch.float64, device=self.args.device))
+        return mean if self.args.process_index == 0 else mean.without_weight()

@@ -1,0 +1,143 @@
+"""What the trainer's own forward says of a round's tokens before it is trained on: old and reference log-probs.
+
+Scored in the very micro-batches that are trained on, so that the first ratio is exactly 1. Nothing is computed that no
+part of the objective reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from burnish.importance import ImportanceWeights, importance_corrections
+from burnish.losses.selection import entropy_threshold, off_policy_mask, top_entropy_mask
+from burnish.models.forward import forward
+from burnish.runtime.distributed import gather_rows
+from burnish.types import Mean, PolicyTokens, RolloutBatch
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor, nn
+
+    from burnish.models.reference import ModelReference
+    from burnish.trainers.policy_options import PolicyLossOptions
+
+
+@dataclass(frozen=True)
+class Rescoring:
+    """Which log-probs a round needs, and what is made of them.
+
+    Attributes:
+        rows: of a micro-batch.
+        need_old: whether the old policy's log-probs are needed: the policy moves before all of the round is trained
+            on, or they are part of the reward or of a correction.
+        top_entropy_quantile: the share of tokens that the policy loss reads; 1: all.
+        off_policy_mask_threshold: of the mask for answers that the policy has left behind, or None.
+        correction: (old, sampler, mask) -> importance weights, or None for no correction.
+    """
+
+    rows: int
+    need_old: bool
+    top_entropy_quantile: float
+    off_policy_mask_threshold: float | None
+    correction: Callable[..., ImportanceWeights] | None
+
+    @classmethod
+    def of(cls, options: PolicyLossOptions, *, need_old: bool) -> Rescoring:
+        """What a trainer's options ask for.
+
+        Raises:
+            ValueError: an unknown correction, or bounds that it cannot have.
+        """
+        correction = None
+        if options.importance_sampling_correction:
+            bounds = {
+                "clip_max": options.importance_sampling_clip_max,
+                "clip_min": options.importance_sampling_clip_min,
+            }
+            entry = importance_corrections.bind([options.importance_sampling_mode], options, bounds)[0]
+            correction = entry.function
+            correction(torch.zeros(1, 1), torch.zeros(1, 1), torch.ones(1, 1) > 0)
+        plan = options.round_plan()
+        return cls(
+            rows=plan.rows,
+            need_old=need_old or plan.total_steps > 1 or correction is not None or options.top_entropy_quantile < 1,
+            top_entropy_quantile=options.top_entropy_quantile,
+            off_policy_mask_threshold=options.off_policy_mask_threshold,
+            correction=correction,
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self, batch: RolloutBatch, *, policy: nn.Module, reference: ModelReference | None
+    ) -> tuple[RolloutBatch, dict[str, Mean]]:
+        """The batch with what is needed, and the metrics of it."""
+        found: dict[str, Tensor] = {}
+        metrics: dict[str, Mean] = {}
+        if self.need_old:
+            needs = frozenset({"entropy"}) if self.top_entropy_quantile < 1 else frozenset()
+            stats = self._score(batch, lambda parcel: _evaluated(policy, parcel, needs))
+            found["old_logps"] = stats["logps"]
+            if "entropy" in stats:
+                found["policy_mask"] = self._top_entropy(stats["entropy"], batch)
+        if reference is not None:
+            scored = self._score(batch, lambda parcel: _reference_logps(reference, parcel))
+            found["ref_logps"] = scored["logps"]
+        if self.correction is not None and batch.sampler_logps is not None:
+            result = self.correction(found["old_logps"], batch.sampler_logps, batch.loss_mask)
+            found["importance_weights"] = result.weights
+            metrics = {name: mean_of_tokens(values, batch.loss_mask) for name, values in result.metrics.items()}
+        return replace(batch, **found), metrics
+
+    def kept(self, tokens: PolicyTokens, batch: RolloutBatch) -> Bool[Tensor, "N T1"] | None:
+        """The tokens or answers that the policy loss reads; None for all."""
+        keep = batch.policy_mask
+        if self.off_policy_mask_threshold is not None and tokens.sampler_logps is not None:
+            near = off_policy_mask(
+                tokens.advantages,
+                tokens.logps.detach(),
+                tokens.sampler_logps,
+                tokens.mask,
+                off_policy_mask_threshold=self.off_policy_mask_threshold,
+            )
+            keep = near if keep is None else keep & near
+        return keep
+
+    def _top_entropy(self, entropy: Float[Tensor, "N T"], batch: RolloutBatch) -> Bool[Tensor, "N T"]:
+        everywhere, _ = gather_rows(entropy[batch.loss_mask][:, None])  # (K, 1)
+        threshold = entropy_threshold(everywhere.squeeze(1), top_entropy_quantile=self.top_entropy_quantile)
+        return top_entropy_mask(entropy, batch.loss_mask, threshold)
+
+    def _score(
+        self, batch: RolloutBatch, score: Callable[[RolloutBatch], dict[str, Tensor]]
+    ) -> dict[str, Float[Tensor, "N T"]]:
+        """Statistics of all rows, micro-batch by micro-batch."""
+        whole: dict[str, Tensor] = {}
+        for start in range(0, len(batch), self.rows):
+            rows = torch.arange(start, min(start + self.rows, len(batch)), device=batch.row_id.device)
+            for name, values in score(batch.take(rows)).items():
+                if name not in whole:
+                    whole[name] = torch.zeros(batch.loss_mask.shape, dtype=values.dtype, device=values.device)
+                whole[name][rows, : values.shape[1]] = values
+        return whole
+
+
+def mean_of_tokens(values: Tensor, mask: Bool[Tensor, "N T"]) -> Mean:
+    """The mean over trained tokens, or over answers that have one for (N, 1) values."""
+    weight = mask if values.shape == mask.shape else mask.any(1, keepdim=True)
+    return Mean.of(values, weight=weight.double())
+
+
+def _evaluated(model: Any, parcel: RolloutBatch, needs: frozenset[str]) -> dict[str, Tensor]:
+    was_training = model.training
+    model.eval()
+    stats = forward(model, parcel, needs=needs, temperature=parcel.temperature)
+    model.train(was_training)
+    return {"logps": stats.logps} if stats.entropy is None else {"logps": stats.logps, "entropy": stats.entropy}
+
+
+def _reference_logps(reference: ModelReference, parcel: RolloutBatch) -> dict[str, Tensor]:
+    return {"logps": reference.score(parcel, temperature=parcel.temperature).logps}
