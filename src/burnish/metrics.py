@@ -60,13 +60,11 @@ EXPLANATIONS: dict[str, str] = {
     "accuracy": "Share of sampled answers to held-out prompts that are right: total reward at least solved_reward.",
     "accuracy_greedy": "Share of held-out prompts whose likeliest answer is right.",
     "reward_greedy": "Mean total reward of the likeliest answers to held-out prompts.",
-    "completions/mean_length": "Mean tokens of an answer, its end token among them.",
     "completions/min_length": "Tokens of the shortest answer of a round.",
     "completions/max_length": "Tokens of the longest answer of a round.",
     "completions/mean_terminated_length": "Mean tokens of the answers that ended by themselves.",
     "completions/min_terminated_length": "Tokens of the shortest answer that ended by itself.",
     "completions/max_terminated_length": "Tokens of the longest answer that ended by itself.",
-    "completions/clipped_ratio": "Share of answers that were cut at max_completion_length.",
     "completions/duplicate_ratio": "Share of answers that another one of their group equals; high: sampling is "
     "nearly greedy, or the policy collapsed.",
     "dynamic_sampling/replaced_groups": "Groups without signal that further prompts took the place of.",

@@ -18,6 +18,7 @@ from burnish.data.kwise import first_pair
 from burnish.data.parts import text_of
 from burnish.data.pixels import prompt_inputs
 from burnish.data.placeholders import run_processor
+from burnish.data.prompts import encode_prompt
 from burnish.data.schema import is_kwise
 from burnish.generation.base import Prompt as GeneratorPrompt
 from burnish.generation.base import SamplingParams
@@ -53,6 +54,19 @@ def sample_prompts(
     tokenizer = tokenizer_of(processing_class)
     chosen = (_prompt(rows[index * len(rows) // count], tokenizer, processor) for index in range(count))
     return [prompt for prompt in chosen if prompt is not None]
+
+
+def prompt_samples(rows: Dataset, processing_class: PreTrainedTokenizerBase, num_prompts: int) -> list[Prompt]:
+    """The same of a data set of prompts. Bad rows are left out."""
+    count, tokenizer = min(num_prompts, len(rows)), tokenizer_of(processing_class)
+    prompts: list[Prompt] = []
+    for index in range(count):
+        row = rows[index * len(rows) // count]
+        with contextlib.suppress(RowProblem):
+            ids = tuple(encode_prompt(tokenizer, row))
+            said = row["prompt"] if isinstance(row["prompt"], str) else text_of(row["prompt"][-1]["content"])
+            prompts.append(Prompt(said, ids))
+    return prompts
 
 
 def _prompt(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from burnish.trainers.dpo import DPOConfig, DPOTrainer
+    from burnish.trainers.config import PolicyConfig
 
 
 @dataclass(frozen=True)
@@ -17,19 +17,55 @@ class Method:
     Attributes:
         module: where the two classes are.
         config, trainer: their names.
+        losses: module and name of the table that `loss_type` names rows of.
+        unbuilt: the name in `burnish.compat` of TRL's options that are refused.
+        retry: an option, and a value to try after a run.
         reads_preferences: its rows are preferences, as `burnish.data.check` reads them.
+        takes_several_losses: `loss_type` may be a list.
+        draws_answers: its rows are prompts, and it needs `rewards`.
     """
 
     module: str
     config: str
     trainer: str
+    losses: str
+    unbuilt: str
+    retry: str
     reads_preferences: bool = False
+    takes_several_losses: bool = False
+    draws_answers: bool = False
 
 
-METHODS = {"dpo": Method("burnish.trainers.dpo", "DPOConfig", "DPOTrainer", reads_preferences=True)}
+METHODS = {
+    "dpo": Method(
+        "burnish.trainers.dpo",
+        "DPOConfig",
+        "DPOTrainer",
+        losses="burnish.losses.preference_losses",
+        unbuilt="UNBUILT_DPO",
+        retry="beta=0.3",
+        reads_preferences=True,
+        takes_several_losses=True,
+    ),
+    "grpo": Method(
+        "burnish.trainers.grpo",
+        "GRPOConfig",
+        "GRPOTrainer",
+        losses="burnish.losses.policy_losses",
+        unbuilt="UNBUILT_GRPO",
+        retry="num_generations=16",
+        draws_answers=True,
+    ),
+}
 
 
-def load(method: Method) -> tuple[type[DPOConfig], type[DPOTrainer]]:
+def load(method: Method) -> tuple[type[PolicyConfig], Any]:
     """Configuration and trainer of a method; imports torch."""
     module = importlib.import_module(method.module)
     return vars(module)[method.config], vars(module)[method.trainer]
+
+
+def load_losses(method: Method) -> Any:
+    """The table of its losses; imports torch."""
+    module, _, name = method.losses.rpartition(".")
+    return vars(importlib.import_module(module))[name]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
+from burnish.cli.methods import METHODS
 from burnish.cli.runfile import RunFile
 from burnish.models.adapter_summary import adapter_line
 from burnish.models.adapters import plain_model
@@ -22,7 +23,7 @@ def plan_lines(runfile: RunFile, trainer: DPOTrainer, state: TrainerState) -> li
     """Model, reference, data, steps, settings of the CPU and run directory of a run that is about to begin."""
     args, model = trainer.args, trainer.model
     reports = list(trainer.data_reports.values())
-    losses = _losses(args.loss_type, args.loss_weights)
+    objective = _rollout_lines if METHODS[runfile.method].draws_answers else _preference_lines
     lines = [
         f"{runfile.method} on {runfile.model}: {type(plain_model(model)).__name__}, "
         f"{model.num_parameters():,} parameters, {_name_of(model.dtype)} on {args.device}{_precision(args)}",
@@ -30,7 +31,34 @@ def plan_lines(runfile: RunFile, trainer: DPOTrainer, state: TrainerState) -> li
         f"reference: {trainer.reference.description}",
         *(line for report in reports for line in report.lines()),
         *(trainer.mixture.lines() if trainer.mixture is not None else ()),
-        f"loss: {losses}, beta {args.beta:g}; learning rate {args.learning_rate:g}, {_name(args.lr_scheduler_type)}",
+        *objective(trainer, state),
+    ]
+    if trainer.cpu_settings is not None:
+        lines += trainer.cpu_settings.lines()
+    return [*lines, f"run directory: {args.output_dir}"]
+
+
+def _rollout_lines(trainer: Any, state: TrainerState) -> list[str]:
+    """Rewards, loss, and the arithmetic of a round."""
+    args, sampling = trainer.args, trainer.sampling
+    named = zip(trainer.scorer.names, trainer.scorer.weights, strict=True)
+    weights = [f"{weight:g} {name}" if weight != 1 else name for name, weight in named]
+    return [
+        f"rewards: {' + '.join(weights)}; an answer is right from {args.solved_reward:g} on",
+        f"loss: {_losses([args.loss_type], None)}, advantage {args.advantage}, beta {args.beta:g}; "
+        f"learning rate {args.learning_rate:g}, {_name(args.lr_scheduler_type)}",
+        f"{trainer.plan.describe(num_steps=state.max_steps)}; at most {sampling.max_new_tokens} tokens an answer, "
+        f"temperature {sampling.temperature:g}",
+        "The loss hovers around 0 whatever happens, since advantages of a group sum to 0: watch the reward.",
+    ]
+
+
+def _preference_lines(trainer: Any, state: TrainerState) -> list[str]:
+    """Loss, and the arithmetic of a step."""
+    args = trainer.args
+    return [
+        f"loss: {_losses(args.loss_type, args.loss_weights)}, beta {args.beta:g}; "
+        f"learning rate {args.learning_rate:g}, {_name(args.lr_scheduler_type)}",
         steps_line(
             num_steps=state.max_steps,
             done=state.global_step,
@@ -40,9 +68,6 @@ def plan_lines(runfile: RunFile, trainer: DPOTrainer, state: TrainerState) -> li
             num_rows=len(trainer.train_dataset) if isinstance(trainer.train_dataset, Dataset) else 0,
         ),
     ]
-    if trainer.cpu_settings is not None:
-        lines += trainer.cpu_settings.lines()
-    return [*lines, f"run directory: {args.output_dir}"]
 
 
 def steps_line(*, num_steps: int, done: int, pairs: int, micro_batches: int, processes: int, num_rows: int) -> str:

@@ -14,6 +14,7 @@ from burnish.cli.sources import train_sources, unnamed_problem
 from burnish.cli.validate import Problem, is_function_name, training_schema
 from burnish.data.shares import read_weights
 from burnish.registry import closest
+from burnish.rollout.plan import plan_round
 
 Values = Mapping[str, Any]
 Check = Callable[[Values], "str | None"]
@@ -207,6 +208,21 @@ def _no_adapter(switch: str) -> None:
 
 for _switch in ("sync_ref_model", "ref_model_bema"):
     _no_adapter(_switch)
+
+
+ROUND_KEYS = (
+    "num_generations", "per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation",
+    "generation_batch_size", "num_iterations",
+)  # fmt: skip
+
+
+@rule(*ROUND_KEYS)
+def _rounds_divide(values: Values) -> str | None:
+    try:
+        plan_round(**{key: values[key] for key in ROUND_KEYS}, processes=1)
+    except ValueError as error:
+        return f"is {values['num_generations']}: {error}"
+    return None
 
 
 @rule("fp16", "bf16")

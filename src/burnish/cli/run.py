@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from rich.console import Console
 from transformers import PrinterCallback, ProgressCallback
 from transformers.utils.logging import disable_progress_bar
 
-from burnish.cli.answers import sample_prompts
+from burnish.cli.answers import prompt_samples, sample_prompts
 from burnish.cli.methods import METHODS, load
 from burnish.cli.narration import Narration
 from burnish.cli.runfile import RunFile
@@ -57,7 +57,8 @@ def run(runfile: RunFile, *, resume: bool = False, console: Console | None = Non
         CheckpointError: a checkpoint could not be written.
     """
     console = console or Console()
-    make_config, make_trainer = load(METHODS[runfile.method])
+    method = METHODS[runfile.method]
+    make_config, make_trainer = load(method)
     args = make_config(**with_functions(runfile.training))
     run_dir = Path(str(args.output_dir))
     if not resume and not args.overwrite_output_dir:
@@ -65,7 +66,8 @@ def run(runfile: RunFile, *, resume: bool = False, console: Console | None = Non
     train_rows, held_out = load_data(runfile, args)
     trainer = make_trainer(
         runfile.model,
-        args,
+        args=args,
+        **({"reward_funcs": reward_functions(runfile.rewards)} if method.draws_answers else {}),
         ref_model=runfile.ref_model,
         train_dataset=train_rows,
         eval_dataset=held_out,
@@ -73,7 +75,8 @@ def run(runfile: RunFile, *, resume: bool = False, console: Console | None = Non
     )
     trainer.run_file = {name: value for name, value in runfile.as_dict().items() if name != "training"}
     asked = rows_by_source(train_rows if held_out is None else held_out, num_streamed=max(runfile.samples, 1))
-    prompts = sample_prompts(next(iter(asked.values())), trainer.processing_class, runfile.samples)
+    make_prompts = prompt_samples if method.draws_answers else sample_prompts
+    prompts = make_prompts(next(iter(asked.values())), trainer.processing_class, runfile.samples)
     progress, narration = ProgressLine(console), Narration(trainer, runfile, prompts, console)
     _replace_callbacks(trainer, progress, narration)
     disable_progress_bar()  # those of loading are over, and those of saving would break the progress line
@@ -86,15 +89,20 @@ def run(runfile: RunFile, *, resume: bool = False, console: Console | None = Non
         trainer.save_model(str(run_dir))
     finally:  # a disk that is full, or a hub that cannot be reached, does not hide what came of the run
         if trainer.is_world_process_zero():
-            commands = next_commands(run_dir, num_steps=trainer.state.max_steps)
+            commands = next_commands(run_dir, runfile.method, num_steps=trainer.state.max_steps)
             console.print(final_table(outcome.before, outcome.after, outcome.samples, run_dir, commands), crop=False)
     return outcome
 
 
-def next_commands(run_dir: Path, *, num_steps: int) -> list[str]:
+def next_commands(run_dir: Path, method: str, *, num_steps: int) -> list[str]:
     """Three commands to try after a run."""
     again = f"burnish train {shlex.quote(str(run_dir / CONFIG))} --set output_dir=null"
-    return [f"{again} --set max_steps={2 * num_steps}", f"{again} --set beta=0.3", "burnish init dpo > my-run.yaml"]
+    retry = METHODS[method].retry
+    return [
+        f"{again} --set max_steps={2 * num_steps}",
+        f"{again} --set {retry}",
+        f"burnish init {method} > my-run.yaml",
+    ]
 
 
 def with_functions(training: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,11 +110,18 @@ def with_functions(training: Mapping[str, Any]) -> dict[str, Any]:
     given = training.get("loss_type")
     if given is None:
         return dict(training)
-    losses = [
-        import_function(loss, option="loss_type") if is_function_name(loss) else loss
-        for loss in ([given] if isinstance(given, str) else given)
-    ]
-    return {**training, "loss_type": losses}
+    if isinstance(given, str):
+        return {**training, "loss_type": _function(given, option="loss_type")}
+    return {**training, "loss_type": [_function(loss, option="loss_type") for loss in given]}
+
+
+def reward_functions(rewards: Sequence[str]) -> list[Any]:
+    """The rewards with `module:function` replaced by the function."""
+    return [_function(reward, option="rewards") for reward in rewards]
+
+
+def _function(name: str, *, option: str) -> Any:
+    return import_function(name, option=option) if is_function_name(name) else name
 
 
 def _refuse_occupied(run_dir: Path) -> None:

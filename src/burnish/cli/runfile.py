@@ -11,7 +11,7 @@ from typing import Any
 
 from burnish.cli.adapters import DEFAULT_KIND, adapter_problems
 from burnish.cli.rules import REDACTED, rule_problems
-from burnish.cli.sources import RECIPE, recipe_names, source_problems, train_sources
+from burnish.cli.sources import RECIPE, recipe_names, rewards_of, source_problems, train_sources
 from burnish.cli.validate import Problem, load_schema, schema_problems, training_schema
 from burnish.cli.yamlfile import Document, KeyPath, YamlError, parse_value, parse_yaml
 from burnish.registry import closest
@@ -36,6 +36,7 @@ class RunFile:
         method: a name of `burnish.cli.methods.METHODS`.
         model, ref_model: as `DPOTrainer` takes them.
         peft: the adapter to train, `type` and fields, or None.
+        rewards: what scores the answers, of methods that draw their own.
         train: source of the rows, or names with one each.
         streaming: read them as they are needed.
         eval: source of the held-out rows, or names with one each, or None.
@@ -50,6 +51,7 @@ class RunFile:
     model: str
     ref_model: str | None
     peft: Mapping[str, Any] | None
+    rewards: tuple[str, ...]
     train: str | Mapping[str, str]
     streaming: bool
     eval: str | Mapping[str, str] | None
@@ -65,6 +67,7 @@ class RunFile:
             "model": _absolute(self.model),
             "ref_model": _absolute(self.ref_model),
             "peft": None if self.peft is None else dict(self.peft),
+            "rewards": list(self.rewards) or None,
             "data": {
                 "train": _absolute(self.train),
                 "streaming": self.streaming,
@@ -223,6 +226,7 @@ def _make(source: str, document: Mapping[str, Any]) -> RunFile:
             for name in ("method", "model", "ref_model", "samples", "max_new_tokens")
         },
         peft=_adapter(document),
+        rewards=tuple(rewards_of(document)),
         train=train,
         streaming=bool(data.get("streaming")),
         eval=data.get("eval"),

@@ -15,12 +15,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Union
 
-from burnish.cli.methods import METHODS, Method, load
-from burnish.compat import UNBUILT_DPO
+from burnish import compat
+from burnish.cli.methods import METHODS, Method, load, load_losses
 from burnish.data.sources import FILE_KINDS
-from burnish.losses.preference import preference_losses
 from burnish.models.adapters import OTHERS_BECAUSE, PLAIN_LORA, SUPPORTED
 from burnish.models.embedded import EMBEDDED
+from burnish.registry import Table
+from burnish.rewards.catalog import reward_functions
 from burnish.trainers.config import CHOICES, REFUSED
 
 SCHEMA_PATH = Path(__file__).with_name("schema.json")
@@ -52,6 +53,11 @@ RANGES: Mapping[str, Mapping[str, float]] = {
     "data_seed": NOT_NEGATIVE,
     "max_skipped_steps": AT_LEAST_ONE,
     "shuffle_buffer_size": {"minimum": 2},
+    "num_generations": {"minimum": 2},
+    **dict.fromkeys(("num_iterations", "steps_per_generation", "generation_batch_size"), AT_LEAST_ONE),
+    **dict.fromkeys(("temperature", "reward_timeout"), POSITIVE),
+    **dict.fromkeys(("epsilon", "epsilon_high", "top_k", "reward_retries", "num_generations_eval"), NOT_NEGATIVE),
+    "top_p": {"exclusiveMinimum": 0, "maximum": 1},
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), AT_LEAST_ONE),
     **dict.fromkeys(("gradient_accumulation_steps", "dataset_num_proc", "torch_empty_cache_steps"), AT_LEAST_ONE),
     **dict.fromkeys(("max_length", "max_prompt_length", "max_completion_length"), AT_LEAST_ONE),
@@ -87,6 +93,7 @@ def make_schema() -> dict[str, Any]:
         ],
         "$defs": {name: _training(method) for name, method in METHODS.items()},
         "x-models": sorted(EMBEDDED),
+        "x-rewards": sorted(reward_functions),
         "x-peft": {kind.lower(): _adapter(kind) for kind in SUPPORTED},
         "x-peft-refused": {kind.lower(): reason for kind, reason in OTHERS_BECAUSE.items()},
         "x-file-kinds": list(FILE_KINDS),
@@ -111,6 +118,12 @@ def _top_level() -> dict[str, Any]:
             "anyOf": [{"type": "object"}, _NOTHING],
             "default": None,
             "description": "An adapter to train instead of the whole model: its type, lora if unset, and its fields.",
+        },
+        "rewards": {
+            "anyOf": [_TEXT, {"type": "array", "minItems": 1, "items": _TEXT}, _NOTHING],
+            "default": None,
+            "description": "What scores the answers: names of built-in rewards, module:function, or sequence "
+            "classifiers; for methods that draw their own answers.",
         },
         "data": _data(),
         "samples": {
@@ -176,17 +189,20 @@ def _training(method: Method) -> dict[str, Any]:
     config, _ = load(method)
     hints = typing.get_type_hints(config)
     properties = {field.name: _option(field, hints[field.name]) for field in fields(config) if field.init}
-    properties["loss_type"] |= _loss_type()
-    properties["judge"] |= {"anyOf": [FUNCTION, _NOTHING]}
+    losses = load_losses(method)
+    properties["loss_type"] |= _loss_type(losses, several=method.takes_several_losses)
+    if properties["beta"]["default"] == 0:
+        properties["beta"] |= {"minimum": 0}
+        del properties["beta"]["exclusiveMinimum"]
+    if "judge" in properties:
+        properties["judge"] |= {"anyOf": [FUNCTION, _NOTHING]}
     return {
         "type": "object",
         "additionalProperties": False,
         "properties": properties,
-        "x-unbuilt": {name: list(values) for name, values in UNBUILT_DPO.items()},
-        "x-reference-free": [
-            name for name in preference_losses if preference_losses[name].facts["reference"] == "none"
-        ],
-        "x-losses": {name: sorted(preference_losses[name].hyper_parameters) for name in preference_losses},
+        "x-unbuilt": {name: list(values) for name, values in vars(compat)[method.unbuilt].items()},
+        "x-reference-free": [name for name in losses if losses[name].facts.get("reference") == "none"],
+        "x-losses": {name: sorted(losses[name].hyper_parameters) for name in losses},
     }
 
 
@@ -259,12 +275,12 @@ def _union(members: list[Any]) -> dict[str, Any]:
     return variants[0] if len(variants) == 1 else {"anyOf": variants}
 
 
-def _loss_type() -> dict[str, Any]:
-    names = {"enum": list(preference_losses)}
-    one = {"anyOf": [names, FUNCTION]}
+def _loss_type(losses: Table[..., Any], *, several: bool) -> dict[str, Any]:
+    names = {"enum": list(losses)}
+    many = [{"type": "array", "minItems": 1, "items": {"anyOf": [names, FUNCTION]}}] if several else []
     return {
-        "anyOf": [names, FUNCTION, {"type": "array", "minItems": 1, "items": one}],
-        "description": "Name of a preference loss, module:function, or a list of them.",
+        "anyOf": [names, FUNCTION, *many],
+        "description": f"Name of a {losses.kind}, module:function{', or a list of them' if several else ''}.",
     }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from sys import path as import_path
 from typing import Any
 
+from burnish.cli.methods import METHODS
 from burnish.cli.validate import Problem, is_function_name, load_schema
 from burnish.cli.yamlfile import KeyPath
 from burnish.registry import closest
@@ -27,6 +28,7 @@ def source_problems(document: Mapping[str, Any], broken: set[str]) -> Iterator[P
         name = document.get(key)
         if isinstance(name, str) and name and (message := _model_problem(name)):
             yield Problem((key,), message)
+    yield from _reward_problems(document)
     yield from _function_problems(document)
 
 
@@ -131,10 +133,43 @@ def _model_problem(name: str) -> str | None:
     )
 
 
+def rewards_of(document: Mapping[str, Any]) -> list[Any]:
+    """What scores the answers, as a list; none if the key is not there."""
+    given = document.get("rewards")
+    return [] if given is None else given if isinstance(given, list) else [given]
+
+
+def _reward_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
+    """A method that draws its own answers needs rewards, another one has no use for them; and their names."""
+    method = METHODS.get(document.get("method", next(iter(METHODS))))
+    rewards = rewards_of(document)
+    if method is None:
+        return
+    if method.draws_answers and not rewards:
+        names = ", ".join(load_schema()["x-rewards"])
+        yield Problem(("rewards",), f"is missing: what scores the answers? module:function, or of {names}")
+    if not method.draws_answers and rewards:
+        yield Problem(("rewards",), f"has no effect: {document.get('method', 'dpo')} draws no answers. Remove it")
+    for index, reward in enumerate(rewards):
+        if isinstance(reward, str) and (message := _reward_problem(reward)):
+            yield Problem(("rewards", index) if isinstance(document.get("rewards"), list) else ("rewards",), message)
+
+
+def _reward_problem(name: str) -> str | None:
+    """A built-in name, module:function, or the name or path of a classifier, which has a slash in it."""
+    known = load_schema()["x-rewards"]
+    if name in known or is_function_name(name) or "/" in name or Path(name).expanduser().is_dir():
+        return None
+    if ":" in name:
+        return f"is {name!r}; a function is written module:function, as in my_rewards:length"
+    return f"is {name!r}{closest(name, known) or ';'} known: {', '.join(known)}; or module:function, or a classifier"
+
+
 def _function_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
     training = document.get("training")
     options = training if isinstance(training, Mapping) else {}
     named: dict[tuple[str | int, ...], Any] = {("training", "judge"): options.get("judge")}
+    named |= {("rewards", index): reward for index, reward in enumerate(rewards_of(document))}
     losses = options.get("loss_type")
     if isinstance(losses, list):
         named |= {("training", "loss_type", index): loss for index, loss in enumerate(losses)}

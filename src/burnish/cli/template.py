@@ -12,16 +12,35 @@ from burnish.cli.validate import MAX_SHOWN_CHOICES, load_schema
 from burnish.registry import closest
 
 WIDTH = 100
-EXAMPLES: dict[str, Any] = {
-    "model": "smollm2-135m",
-    "train": "recipe:spoken-train",
-    "eval": "recipe:spoken-heldout",
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "dpo": {"model": "smollm2-135m", "train": "recipe:spoken-train", "eval": "recipe:spoken-heldout"},
+    "grpo": {
+        "model": "smollm2-135m",
+        "train": "recipe:sums-train",
+        "eval": "recipe:sums-heldout",
+        "rewards": "number",
+    },
+}
+OF_METHOD: dict[str, tuple[str, ...]] = {
+    "dpo": ("loss_type", "beta", "label_smoothing", "max_length"),
+    "grpo": (
+        "loss_type",
+        "beta",
+        "num_generations",
+        "steps_per_generation",
+        "num_iterations",
+        "max_completion_length",
+        "temperature",
+        "epsilon",
+        "advantage",
+        "scale_rewards",
+        "mask_truncated_completions",
+        "dynamic_sampling",
+        "on_reward_error",
+    ),
 }
 ESSENTIAL = (
     "output_dir",
-    "loss_type",
-    "beta",
-    "label_smoothing",
     "learning_rate",
     "lr_scheduler_type",
     "warmup_steps",
@@ -29,7 +48,6 @@ ESSENTIAL = (
     "max_steps",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
-    "max_length",
     "max_grad_norm",
     "weight_decay",
     "bf16",
@@ -58,20 +76,21 @@ def template(method: str, *, every_option: bool = False) -> str:
     if method not in schema["$defs"]:
         known = ", ".join(schema["$defs"])
         raise ValueError(f"there is no method {method!r}{closest(method, schema['$defs']) or ';'} known: {known}")
-    options = schema["$defs"][method]["properties"]
+    options, examples = schema["$defs"][method]["properties"], EXAMPLES[method]
+    essential = (*OF_METHOD[method], *ESSENTIAL)
     more = "" if every_option else f" The rest: burnish init {method} --all."
     lines = [f"# A run of {method}. Check it: burnish check FILE. Start it: burnish train FILE.{more}"]
     for name, option in schema["properties"].items():
         if name == "data":
-            lines += ["", *_comment(option, ""), "data:", *_entries(option["properties"], "  ")]
+            lines += ["", *_comment(option, ""), "data:", *_entries(option["properties"], "  ", examples)]
         elif name != "training":
-            lines += ["", *_entry(name, option, "", value=method if name == "method" else None)]
+            lines += ["", *_entry(name, option, "", value=method if name == "method" else examples.get(name))]
     lines += ["", *_comment({"description": "Options of the method; these are the defaults."}, ""), "training:"]
-    for name in ESSENTIAL:
+    for name in essential:
         lines += _entry(name, options[name], "  ")
     if every_option:
         lines += ["", "  # Options that seldom matter; remove the # to set one.", ""]
-        lines += _rest(options)
+        lines += _rest(options, essential)
     return "\n".join(lines) + "\n"
 
 
@@ -90,19 +109,19 @@ def shorten(description: str, *, length: int = 160) -> str:
     return text
 
 
-def _entries(options: Mapping[str, Any], indent: str) -> Iterator[str]:
+def _entries(options: Mapping[str, Any], indent: str, examples: Mapping[str, Any]) -> Iterator[str]:
     for name, option in options.items():
-        yield from _entry(name, option, indent)
+        yield from _entry(name, option, indent, value=examples.get(name))
 
 
 def _entry(name: str, option: Mapping[str, Any], indent: str, *, value: Any = None) -> Iterator[str]:
     yield from _comment(option, indent)
-    yield f"{indent}{name}: {_scalar(EXAMPLES.get(name, option.get('default')) if value is None else value)}"
+    yield f"{indent}{name}: {_scalar(option.get('default') if value is None else value)}"
 
 
-def _rest(options: Mapping[str, Any]) -> Iterator[str]:
+def _rest(options: Mapping[str, Any], essential: tuple[str, ...]) -> Iterator[str]:
     for name, option in options.items():
-        if name not in ESSENTIAL and "x-refused" not in option:
+        if name not in essential and "x-refused" not in option:
             yield from _comment(option, "  ")
             yield f"  #{name}: {_scalar(option['default'])}"
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 from datasets import Dataset
@@ -114,13 +115,12 @@ def prepare_prompts(
     check_prompt_columns(dataset, name)
     plain = dataset.with_format(None)
     ignored: set[str] = set()
-    prefix = special_prefix(tokenizer)
     ids: list[list[int]] = []
     problems: list[BadRow] = []
     kept: list[int] = []
     for index, row in enumerate(plain):
         try:
-            encoded = _encode(tokenizer, dict(row), prefix, template_kwargs or {}, ignored)
+            encoded = encode_prompt(tokenizer, dict(row), template_kwargs=template_kwargs or {}, ignored=ignored)
         except RowProblem as problem:
             problems.append(problem.at(index))
             continue
@@ -177,19 +177,30 @@ def check_prompt_columns(dataset: Dataset, name: str) -> None:
         )
 
 
-def _encode(
+def encode_prompt(
     tokenizer: PreTrainedTokenizerBase,
     row: Mapping[str, Any],
-    prefix: Sequence[int],
-    template_kwargs: Mapping[str, Any],
-    ignored: set[str],
+    *,
+    template_kwargs: Mapping[str, Any] = MappingProxyType({}),
+    ignored: set[str] | None = None,
 ) -> list[int]:
+    """The token ids of a row's prompt, as the model gets it to answer.
+
+    Args:
+        tokenizer: the model's.
+        row: has a `prompt`.
+        template_kwargs: variables of the chat template that the row does not set.
+        ignored: gets the keys of messages that nothing reads.
+
+    Raises:
+        RowProblem: the row has no prompt that can be answered.
+    """
     refuse_unbuilt(row)
     given, own = row["prompt"], read_template_kwargs(row.get(TEMPLATE_COLUMN))
     tools = read_tools(row.get(TOOLS_COLUMN))
     if is_messages(given):
         chat = ChatPreference(
-            prompt=_open_messages(read_messages("prompt", given, ignored)),
+            prompt=_open_messages(read_messages("prompt", given, set() if ignored is None else ignored)),
             chosen=(),
             rejected=(),
             tools=tools,
@@ -202,6 +213,7 @@ def _encode(
             if not is_nothing(value):
                 fix = "Give the prompt as messages, or remove the column."
                 raise RowProblem(column, "is read by chat templates only, and the prompt is text", value=value, fix=fix)
+        prefix = special_prefix(tokenizer)
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         ids = ids if list(ids[: len(prefix)]) == list(prefix) else [*prefix, *ids]
     if not ids:

@@ -29,8 +29,14 @@ SHOWN = {
     "loss": "loss {:.4f}",
     "rewards/margins": "margin {:+.3f}",
     "rewards/accuracies": "accuracy {:.2f}",
+    "reward": "reward {:.3f}",
+    "solve_rate": "right {:.2f}",
+    "completions/mean_length": "{:.0f} tokens an answer",
     "num_skipped_steps": "{:.0f} steps skipped",
 }
+SHOWN_HELD_OUT = (
+    "_loss", "_rewards/accuracies", "_rewards/margins", "_win_rate", "_reward", "_accuracy", "_accuracy_greedy"
+)  # fmt: skip
 NUM_TIMED_STEPS = 20
 STEERING = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C)))
 
@@ -141,11 +147,7 @@ def progress_line(step: int, total: int, logs: Mapping[str, float], seconds: flo
 
 def evaluation_line(step: int, numbers: Mapping[str, float]) -> str:
     """The held-out numbers of an evaluation in the middle of training."""
-    shown = [
-        f"{name} {value:.4f}"
-        for name, value in numbers.items()
-        if name.endswith(("_loss", "_rewards/accuracies", "_rewards/margins", "_win_rate"))
-    ]
+    shown = [f"{name} {value:.4f}" for name, value in numbers.items() if name.endswith(SHOWN_HELD_OUT)]
     return f"step {step} · {' · '.join(shown)}"
 
 
@@ -170,10 +172,10 @@ def _numbers(before: Mapping[str, Estimated], after: Mapping[str, Estimated]) ->
     if not rows:
         return [Text("No held-out rows, so nothing was measured: set data.eval or data.eval_rows.")]
     table = Table(title=Text(f"Held out, with 95 % intervals: {held_out_sizes(rows)}"), title_justify="left")
-    for header in ("", "before", "after"):
+    for header in ("", "before", "after", "change"):
         table.add_column(header, overflow="fold")
     for row in rows:
-        table.add_row(Text(row.label), row.before, row.after)
+        table.add_row(Text(row.label), row.before, row.after, row.change)
     return [table]
 
 

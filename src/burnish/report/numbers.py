@@ -31,12 +31,13 @@ class Estimated(Protocol):
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: what was measured, in how many units, before and after."""
+    """A line of the table: what was measured, in how many units, before and after, and how it changed."""
 
     label: str
     weight: float
     before: str
     after: str
+    change: str = ""
 
 
 def compare(before: Mapping[str, Estimated], after: Mapping[str, Estimated]) -> list[Row]:
@@ -53,20 +54,24 @@ def compare(before: Mapping[str, Estimated], after: Mapping[str, Estimated]) -> 
             _weight(before.get(name), after.get(name)),
             _cell(name, before.get(name)),
             _cell(name, after.get(name)),
+            _change(before.get(name), after.get(name)),
         )
         for name in names
     ]
 
 
 def held_out_sizes(rows: Sequence[Row]) -> str:
-    """How many pairs each evaluated data set has.
+    """How many pairs or prompts each evaluated data set has.
 
     >>> held_out_sizes([Row("eval_hard_rewards/accuracies", 80.0, "", "")])
     'eval_hard 80 pairs'
     """
-    ending = "_rewards/accuracies"
-    counted = [row for row in rows if row.label.endswith(ending)]
-    return ", ".join(f"{row.label.removesuffix(ending)} {row.weight:g} pairs" for row in counted)
+    sizes: dict[str, str] = {}
+    for ending, unit in COUNTED.items():
+        for row in rows:
+            if row.label.endswith(ending):
+                sizes.setdefault(row.label.removesuffix(ending), f"{row.weight:g} {unit}")
+    return ", ".join(f"{name} {size}" for name, size in sizes.items())
 
 
 def duration(seconds: float) -> str:
@@ -83,12 +88,14 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
-MEASURES = ("loss", "rewards/accuracies", "rewards/margins", "win_rate")
-SHARES = ("rewards/accuracies", "win_rate")
+MEASURES = ("loss", "rewards/accuracies", "rewards/margins", "win_rate", "reward", "accuracy", "accuracy_greedy")
+SHARES = ("rewards/accuracies", "win_rate", "accuracy_greedy")
+COUNTED = {"_rewards/accuracies": "pairs", "_accuracy": "prompts", "_accuracy_greedy": "prompts"}
 
 
 def _measure(name: str) -> str | None:
-    return next((measure for measure in MEASURES if name.endswith(f"_{measure}")), None)
+    family = "pass@" if "_pass@" in name else "maj@" if "_maj@" in name else None
+    return family or next((measure for measure in MEASURES if name.endswith(f"_{measure}")), None)
 
 
 def _weight(before: Estimated | None, after: Estimated | None) -> float:
@@ -102,3 +109,11 @@ def _cell(name: str, estimate: Estimated | None) -> str:
     if _measure(name) in SHARES:
         return shown_interval(estimate.mean, wilson(estimate.mean, estimate.weight))
     return shown_interval(estimate.mean, normal(estimate.mean, estimate.standard_error))
+
+
+def _change(before: Estimated | None, after: Estimated | None) -> str:
+    """The difference, with the interval of two independent measurements: on the same rows it is narrower."""
+    if before is None or after is None:
+        return ""
+    difference = after.mean - before.mean
+    return shown_interval(difference, normal(difference, math.hypot(before.standard_error, after.standard_error)))

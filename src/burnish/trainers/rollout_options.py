@@ -11,7 +11,7 @@ from burnish.trainers.config import PolicyConfig, arg
 
 
 @dataclass
-class SamplingOptions(PolicyConfig):
+class RolloutOptions(PolicyConfig):
     """How a round's answers are drawn, and how many.
 
     Raises:
@@ -87,7 +87,7 @@ class SamplingOptions(PolicyConfig):
 
 
 @dataclass
-class RewardOptions(SamplingOptions):
+class RewardOptions(RolloutOptions):
     """How answers are scored, and which groups are worth training on.
 
     Raises:
