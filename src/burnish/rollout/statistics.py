@@ -15,7 +15,7 @@ from torch import Tensor
 
 from burnish.rollout.collect import Round
 from burnish.rollout.whole import WholeRound
-from burnish.runtime.distributed import gather_rows
+from burnish.runtime.distributed import gather_rows, sum_over_ranks
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -44,14 +44,16 @@ def round_statistics(found: Round, *, solved_reward: float) -> dict[str, float]:
     )  # (N, 4)
     lengths, truncated, carries, duplicate = gather_rows(rows)[0].unbind(1)  # (S,) each
     num_groups = int(whole.prompt_index.max()) + 1
+    counts = torch.tensor([found.num_replaced, found.num_surplus], dtype=torch.float64, device=lengths.device)
+    num_replaced, num_surplus = sum_over_ranks(counts).tolist()
     return {
         **_lengths(lengths, truncated),
         **_rewards(whole, num_groups),
         **solve_statistics(whole.rewards.total().view(num_groups, -1), solved_reward=solved_reward),
         "frac_rows_with_gradient": float(carries.mean()),
         "completions/duplicate_ratio": float(duplicate.mean()),
-        "dynamic_sampling/replaced_groups": float(found.num_replaced),
-        "dynamic_sampling/surplus_groups": float(found.num_surplus),
+        "dynamic_sampling/replaced_groups": num_replaced,
+        "dynamic_sampling/surplus_groups": num_surplus,
     }
 
 
