@@ -186,10 +186,12 @@ class OnlineTrainer(PromptEvaluationMixin, PolicyTrainer, ABC):
         ]
 
     def _draw_prompts(self, count: int) -> list[PromptRow]:
-        """This rank's part of the next prompts: every rank draws for all, and takes `count` of its own."""
+        """This rank's part of the next prompts: every rank draws for all, and takes `count` of its own.
+
+        They are dealt in turn, so that the prompts of an optimizer step do not depend on the number of ranks.
+        """
         rank, size = self.args.process_index, self.args.world_size
-        rows = self.prompt_stream.take(count * size)
-        return self.prompt_rows(self.prompts, rows[rank * count : (rank + 1) * count])
+        return self.prompt_rows(self.prompts, self.prompt_stream.take(count * size)[rank::size])
 
     def _generate_and_score_completions(self, prompts: Sequence[PromptRow]) -> RolloutBatch:
         """One round over this rank's prompts: N answers with their advantages."""
