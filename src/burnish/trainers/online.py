@@ -80,6 +80,11 @@ class OnlineTrainer(PromptEvaluationMixin, PolicyTrainer, ABC):
         given = self._checked_prompts(train_dataset=train_dataset, eval_dataset=eval_dataset)
         super().__init__(model, options, **given, **kwargs)
         self.scorer.to(options.device)
+        if not (self.end_token_ids or options.stop_strings or generator):
+            raise ValueError(
+                "neither the tokenizer nor the model's generation config has an end-of-sequence token, so no answer "
+                "would end by itself: set tokenizer.eos_token (or generation_config.eos_token_id), or stop_strings"
+            )
         self.pad_token_id = self._pad_token_id()
         self.sampling = options.sampling_params(end_token_ids=self.end_token_ids)
         self.generator: Generator = generator or NativeGenerator(
