@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "invariants")]
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "invariants"))
 from online_training import make_online_trainer, make_prompts, near_wanted, repeatable
 from test_resume import StopAfter, weights_of
 
