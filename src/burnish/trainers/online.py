@@ -249,7 +249,9 @@ class OnlineTrainer(PromptEvaluationMixin, PolicyTrainer, ABC):
         table, log = self.scorer.score(answers, num_tokens=num_tokens, trainer_state=self.state, device=device)
         self.metric_buffer.add({name: mean.to(device) for name, mean in log.metrics.items()})
         for event in log.events:
-            self.tell(message=f"{event['reward']} {event['problem']}: rows {event['rows']}", **event)
+            details = {name: value for name, value in event.items() if name not in ("event", "kind")}
+            message = f"{event['reward']} {event['problem']}: rows {event['rows']}"
+            self.tell(event["event"], message, failure=event["kind"], **details)
         return replace(table, extra=log.columns)
 
     def _rescore(self, batch: RolloutBatch) -> RolloutBatch:
