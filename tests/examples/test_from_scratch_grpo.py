@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,10 +38,12 @@ class Draw:
 
     def __call__(self, model, number: int) -> list[grpo_loop.Group]:
         trainer = self.trainer
-        rows = trainer.prompt_rows(trainer.train_dataset, self.stream.take(trainer.plan.prompts))
+        visits = self.stream.take(trainer.plan.prompts)
+        rows = trainer.prompt_rows(trainer.train_dataset, [visit.row for visit in visits])
+        keys = [replace(row, epoch=visit.epoch).key for row, visit in zip(rows, visits, strict=True)]
         size = trainer.plan.num_generations
         completions = NativeGenerator(model, pad_token_id=0).generate(
-            [Prompt(ids=row.ids, key=row.row_id) for row in rows],
+            [Prompt(ids=row.ids, key=key) for row, key in zip(rows, keys, strict=True)],
             trainer.sampling,
             num_samples=size,
             seed=trainer.args.seed,

@@ -46,6 +46,20 @@ def parcels_of(trainer) -> list:
     return taken
 
 
+def drawn_by(trainer) -> list:
+    """The prompts of the training to come, in their order."""
+    drawn = []
+    own = trainer._draw_prompts
+
+    def draw(count):
+        rows = own(count)
+        drawn.extend(rows)
+        return rows
+
+    trainer._draw_prompts = draw
+    return drawn
+
+
 # Rewards.
 
 
@@ -177,14 +191,24 @@ def test_a_curriculum_leaves_out_what_is_always_solved(tmp_path):
     trainer = make_online_trainer(
         tmp_path, reward_funcs=easy, max_steps=6, curriculum_window=[0.0, 0.9], shuffle_dataset=False
     )
-    drawn = []
-    own = trainer._draw_prompts
-    trainer._draw_prompts = lambda count: drawn.append(own(count)) or drawn[-1]
+    drawn = drawn_by(trainer)
     trainer.train()
-    wanted = [row.columns["wanted"] for rows in drawn for row in rows]
+    wanted = [row.columns["wanted"] for row in drawn]
     assert wanted[:12] == [1, 2, 3, 4, 5] * 2 + [1, 2]
     assert set(wanted[12:]) == {1, 2}
     assert trainer.prompt_stream.num_left_out > 0
+
+
+def test_a_prompt_that_comes_twice_in_a_round_has_other_answers(tmp_path):
+    """Four prompts a round of a data set of three: the round goes on with the next epoch."""
+    trainer = make_online_trainer(tmp_path, rows=make_prompts(3))
+    batch = trainer._generate_and_score_completions(trainer._draw_prompts(4))
+    groups = {}
+    for row, ids, mask in zip(batch.row_id.tolist(), batch.completion_ids, batch.completion_mask, strict=True):
+        groups.setdefault(row, []).append(tuple(ids[mask].tolist()))
+    (twice,) = [answers for answers in groups.values() if len(answers) == 8]
+    assert set(twice[:4]) != set(twice[4:])
+    assert len(set(twice)) > 5
 
 
 # Bad input.

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from burnish.data.sampler import mix_seeds
+
+
+class Visit(NamedTuple):
+    """A row of the data set, and the epoch in which it is visited: a row is visited at most once in each."""
+
+    row: int
+    epoch: int
 
 
 class PromptStream:
@@ -28,7 +35,7 @@ class PromptStream:
         epoch: the epoch of the next prompt.
         num_left_out: prompts passed over because of their solve rate, over the whole run.
 
-    Example: 3 rows, no shuffle: take(2) is [0, 1], then [2, 0].
+    Example: 3 rows, no shuffle: take(2) is [(0, 0), (1, 0)], then [(2, 0), (0, 1)].
     """
 
     def __init__(
@@ -56,9 +63,9 @@ class PromptStream:
         self._position = 0
         self._rates: dict[int, float] = {}
 
-    def take(self, count: int) -> list[int]:
+    def take(self, count: int) -> list[Visit]:
         """The next `count` rows."""
-        taken: list[int] = []
+        taken: list[Visit] = []
         order = self._order()
         while len(taken) < count:
             if self._position == len(order):
@@ -68,7 +75,7 @@ class PromptStream:
             row = order[self._position]
             self._position += 1
             if self._is_worth(row):
-                taken.append(row)
+                taken.append(Visit(row, self.epoch))
             else:
                 self.num_left_out += 1
         return taken

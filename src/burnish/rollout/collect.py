@@ -31,16 +31,23 @@ class PromptRow:
     """A row of a data set of prompts.
 
     Attributes:
-        row_id: its number in the data set: the key of its randomness, and its name in errors.
+        row_id: its number in the data set: its name in errors.
         ids: (l,) token ids of the prompt.
         prompt: text or messages, as the data set has it.
         columns: its other columns, for reward functions.
+        epoch: of the visit: a round may go on with the next epoch, and have a row twice.
     """
 
     row_id: int
     ids: Tensor
     prompt: Any
     columns: Mapping[str, Any]
+    epoch: int = 0
+
+    @property
+    def key(self) -> int:
+        """What the randomness of its answers hangs on, beside the round: the row, and which visit to it this is."""
+        return self.row_id + (self.epoch << 32)
 
 
 @dataclass(frozen=True, kw_only=True)

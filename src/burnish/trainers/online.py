@@ -196,7 +196,9 @@ class OnlineTrainer(PromptEvaluationMixin, PolicyTrainer, ABC):
         They are dealt in turn, so that the prompts of an optimizer step do not depend on the number of ranks.
         """
         rank, size = self.args.process_index, self.args.world_size
-        return self.prompt_rows(self.prompts, self.prompt_stream.take(count * size)[rank::size])
+        visits = self.prompt_stream.take(count * size)[rank::size]
+        rows = self.prompt_rows(self.prompts, [visit.row for visit in visits])
+        return [replace(row, epoch=visit.epoch) for row, visit in zip(rows, visits, strict=True)]
 
     def _generate_and_score_completions(self, prompts: Sequence[PromptRow]) -> RolloutBatch:
         """One round over this rank's prompts: N answers with their advantages."""
@@ -233,7 +235,7 @@ class OnlineTrainer(PromptEvaluationMixin, PolicyTrainer, ABC):
 
     def _generate(self, prompts: Sequence[PromptRow]) -> list[Completion]:
         """G answers to each prompt, those of a prompt in a row."""
-        wanted = [Prompt(ids=prompt.ids, key=prompt.row_id) for prompt in prompts]
+        wanted = [Prompt(ids=prompt.ids, key=prompt.key) for prompt in prompts]
         with self.accelerator.autocast():
             return self.generator.generate(
                 wanted,

@@ -166,7 +166,7 @@ class PromptEvaluationMixin(Host):
 
     def _answer(self, prompts: list[PromptRow], params: SamplingParams, *, num_samples: int) -> ScoredGroups:
         def generate(rows: Sequence[PromptRow]) -> list[Completion]:
-            wanted = [Prompt(ids=row.ids, key=row.row_id) for row in rows]
+            wanted = [Prompt(ids=row.ids, key=row.key) for row in rows]
             with self.accelerator.autocast():
                 return self.generator.generate(
                     wanted, params, num_samples=num_samples, seed=self.args.seed, round_index=EVALUATION_ROUND
