@@ -199,6 +199,22 @@ def test_a_curriculum_leaves_out_what_is_always_solved(tmp_path):
     assert trainer.prompt_stream.num_left_out > 0
 
 
+def test_a_curriculum_learns_of_the_rows_that_it_drew(tmp_path):
+    """Two rows are dropped, so that the places of rows are not their numbers: prompts that want 1 are never solved."""
+
+    def hard(completion_ids, wanted, **_):
+        return [0.0 if number == 1 else float(len(ids) % 2) for ids, number in zip(completion_ids, wanted, strict=True)]
+
+    rows = [{"prompt": None, "wanted": 1}] * 2 + make_prompts(8)
+    options = {"curriculum_window": [0.1, 1.0], "shuffle_dataset": False, "on_bad_row": "drop", "max_steps": 4}
+    trainer = make_online_trainer(tmp_path, rows=rows, reward_funcs=hard, **options)
+    drawn = drawn_by(trainer)
+    trainer.train()
+    wanted = [row.columns["wanted"] for row in drawn]
+    assert wanted[:8] == [1, 2, 3, 4, 5, 1, 2, 3]
+    assert 1 not in wanted[8:]
+
+
 def test_a_prompt_that_comes_twice_in_a_round_has_other_answers(tmp_path):
     """Four prompts a round of a data set of three: the round goes on with the next epoch."""
     trainer = make_online_trainer(tmp_path, rows=make_prompts(3))

@@ -228,7 +228,9 @@ class OnlineTrainer(PromptEvaluationMixin, PolicyTrainer, ABC):
             device=args.device,
         )
         if self.prompt_stream.window is not None:
-            self.prompt_stream.learn(found.whole.solve_rates(args.solved_reward))
+            places = {row: place for place, row in enumerate(self.prompts["row_id"])}  # some rows may be dropped
+            rates = found.whole.solve_rates(args.solved_reward)
+            self.prompt_stream.learn({places[row]: rate for row, rate in rates.items()})
         self.scorer.update(sum_over_ranks)
         self.round_report.tell(self, found)
         return found.batch
