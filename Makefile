@@ -5,10 +5,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-all check same bench docs clean
+.PHONY: demo demo-grpo test test-all check same bench docs clean
 
 demo: $(READY)
 	$(BIN)/burnish train recipe:dpo
+
+demo-grpo: $(READY)
+	$(BIN)/burnish train recipe:grpo
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow" -n 2

@@ -135,6 +135,21 @@ def preview(
 
 
 @app.command()
+def rewards(
+    config: Config,
+    overrides: Overrides = None,
+    sample: Annotated[int, typer.Option("--sample", min=1, help="So many rows are tried.")] = 20,
+    debug: Debug = False,
+) -> None:
+    """Try the reward functions on right, empty, echoed and garbage answers, before a run."""
+    with shown_to_user(debug=debug):
+        runfile = load_runfile(config, overrides or [])
+        from burnish.cli.try_rewards import try_run_rewards
+
+        try_run_rewards(runfile, sample=sample)
+
+
+@app.command()
 def env() -> None:
     """Print versions and machine, to paste into an issue."""
     from burnish.cli.environment import environment_lines
