@@ -12,6 +12,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from burnish.advantages import advantages
+from burnish.importance import importance_corrections
+from burnish.losses import kl_estimators, policy_losses, preference_losses
+from burnish.rewards.catalog import reward_functions
+
 torch.set_num_threads(1)  # tiny models: a second thread only waits
 
 CHAT_TEMPLATE = (
@@ -67,6 +72,16 @@ def make_rows(num_rows: int = 12) -> list[dict]:
         }
         for i in range(num_rows)
     ]
+
+
+TABLES = (advantages, importance_corrections, kl_estimators, policy_losses, preference_losses, reward_functions)
+
+
+@pytest.fixture(autouse=True)
+def _own_rows_of_tables(monkeypatch):
+    """What a test registers is gone after it: pages and schema are made of the tables."""
+    for table in TABLES:
+        monkeypatch.setattr(table, "_entries", dict(table._entries))
 
 
 @pytest.fixture

@@ -20,11 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from burnish.advantages import advantages
-from burnish.importance import importance_corrections
-from burnish.losses import kl_estimators, policy_losses, preference_losses
 from burnish.models.embedded import EMBEDDED
-from burnish.rewards.catalog import reward_functions
 from conftest import make_model, make_rows, make_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -41,16 +37,6 @@ def snippets(path: Path) -> list[str]:
 PAGES = [
     path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if path.is_file() and snippets(path)
 ]
-
-
-TABLES = (advantages, importance_corrections, kl_estimators, policy_losses, preference_losses, reward_functions)
-
-
-@pytest.fixture(autouse=True)
-def _own_rows_of_tables(monkeypatch):
-    """What a snippet registers is gone after its page."""
-    for table in TABLES:
-        monkeypatch.setattr(table, "_entries", dict(table._entries))
 
 
 def save_tiny_model(directory: Path) -> None:

@@ -23,7 +23,7 @@ from burnish.runtime.record import RunRecord
 
 CARD = "README.md"
 MARK = "<!-- This model card was written by Burnish. -->"
-HEADLINES = ("loss", "rewards/accuracies", "rewards/margins", "win_rate")
+HEADLINES = ("loss", "rewards/accuracies", "rewards/margins", "win_rate", "accuracy", "accuracy_greedy", "reward")
 # Told for the record, and nothing is wrong; and what holds rows of the data, which are counted and not shown.
 SILENT_EVENTS = frozenset({"first_step", "reference", "push", "answers", "adapter", "mixture", "stream", "stream_end"})
 PRIVATE_EVENTS = frozenset({"dropped_row"})

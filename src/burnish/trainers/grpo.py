@@ -174,6 +174,12 @@ class GRPOTrainer(OnlineTrainer):
         """`_compute_loss`."""
         return self._compute_loss(model, batch)
 
+    def describe_method(self) -> dict[str, Any]:
+        """As in `PolicyTrainer`, with the loss and the advantage."""
+        rows = [self.objective.entry, self.credit_entry]
+        parts = [{"name": row.name, "paper": row.paper, "weight": 1.0} for row in rows]
+        return {**super().describe_method(), "losses": parts}
+
     @property
     def entropy_coef(self) -> float | None:
         """The factor of the entropy bonus in this step, or None for no bonus."""
