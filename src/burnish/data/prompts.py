@@ -115,17 +115,8 @@ def prepare_prompts(
     check_prompt_columns(dataset, name)
     plain = dataset.with_format(None)
     ignored: set[str] = set()
-    ids: list[list[int]] = []
-    problems: list[BadRow] = []
-    kept: list[int] = []
-    for index, row in enumerate(plain):
-        try:
-            encoded = encode_prompt(tokenizer, dict(row), template_kwargs=template_kwargs or {}, ignored=ignored)
-        except RowProblem as problem:
-            problems.append(problem.at(index))
-            continue
-        kept.append(index)
-        ids.append(encoded)
+    encoded, problems = _encode_rows(plain, tokenizer, template_kwargs or {}, ignored)
+    kept, ids = list(encoded), list(encoded.values())
     if problems and (on_bad_row == "error" or not kept):
         raise bad_rows_error(problems, name=name, num_rows=len(dataset))
     cut = [sequence if max_prompt_length is None else sequence[-max_prompt_length:] for sequence in ids]
@@ -149,6 +140,20 @@ def prepare_prompts(
         ignored_keys=tuple(sorted(ignored)),
     )
     return prepared, report
+
+
+def _encode_rows(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any], ignored: set[str]
+) -> tuple[dict[int, list[int]], list[BadRow]]:
+    """The token ids of each sound row by its index, and the bad rows."""
+    encoded: dict[int, list[int]] = {}
+    problems: list[BadRow] = []
+    for index, row in enumerate(dataset):
+        try:
+            encoded[index] = encode_prompt(tokenizer, dict(row), template_kwargs=template_kwargs, ignored=ignored)
+        except RowProblem as problem:
+            problems.append(problem.at(index))
+    return encoded, problems
 
 
 def check_prompt_columns(dataset: Dataset, name: str) -> None:
