@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
 
 from burnish.cli.methods import METHODS, load
@@ -21,8 +23,8 @@ def try_run_rewards(runfile: RunFile, *, sample: int, console: Console | None = 
     if not method.draws_answers:
         raise ValueError(f"method {runfile.method} draws no answers, so it has no rewards to try")
     make_config, _ = load(method)
-    args = make_config(**with_functions(runfile.training))
-    rows = next(iter(rows_by_source(load_data(runfile, args)[0]).values()))
+    args: Any = make_config(**with_functions(runfile.training))
+    rows: Any = next(iter(rows_by_source(load_data(runfile, args)[0]).values()))
     scorer = Scorer(
         reward_functions(runfile.rewards),
         weights=args.reward_weights,

@@ -172,11 +172,12 @@ def _numbers(before: Mapping[str, Estimated], after: Mapping[str, Estimated]) ->
     if not rows:
         return [Text("No held-out rows, so nothing was measured: set data.eval or data.eval_rows.")]
     table = Table(title=Text(f"Held out, with 95 % intervals: {held_out_sizes(rows)}"), title_justify="left")
-    for header in ("", "before", "after", "change"):
+    for header in ("", "before", "after"):
         table.add_column(header, overflow="fold")
     for row in rows:
-        table.add_row(Text(row.label), row.before, row.after, row.change)
-    return [table]
+        table.add_row(Text(row.label), row.before, row.after)
+    changes = [Text(f"{row.label} changed by {row.change}") for row in rows if row.is_headline and row.change]
+    return [table, *changes]
 
 
 def _samples(samples: Sequence[Sample]) -> list[RenderableType]:

@@ -39,6 +39,11 @@ class Row:
     after: str
     change: str = ""
 
+    @property
+    def is_headline(self) -> bool:
+        """The share of right answers, or of pairs that are told apart: what the run is for."""
+        return self.label.endswith(("_rewards/accuracies", "_accuracy"))
+
 
 def compare(before: Mapping[str, Estimated], after: Mapping[str, Estimated]) -> list[Row]:
     """Held-out loss, accuracy, margin and win rate of every evaluated data set, before and after.

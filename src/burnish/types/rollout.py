@@ -126,7 +126,7 @@ class RewardTable:
     def take(self, rows: Int[Tensor, "K"]) -> RewardTable:
         """The table of some of its rows."""
         tokens = None if self.token_rewards is None else self.token_rewards[rows]
-        picked: list[int] = rows.tolist()  # pyright: ignore[reportUnknownMemberType]
+        picked: list[int] = rows.tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         extra = {name: [values[row] for row in picked] for name, values in self.extra.items()}
         return replace(self, rewards=self.rewards[rows], token_rewards=tokens, extra=extra)
 
