@@ -43,7 +43,8 @@ def test_public_names_are_sorted_and_unique():
 
 def test_a_name_that_is_not_there():
     with pytest.raises(
-        AttributeError, match=r"module 'burnish' has no attribute 'DPOTrianer'; public names: Completion, DPOConfig"
+        AttributeError,
+        match=r"module 'burnish' has no attribute 'DPOTrianer'; public names: Answers, Completion, DPOConfig",
     ):
         _ = burnish.DPOTrianer
 

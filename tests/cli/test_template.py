@@ -4,22 +4,25 @@ import re
 
 import pytest
 
+from burnish.cli.methods import METHODS
 from burnish.cli.runfile import load_runfile
-from burnish.cli.template import ESSENTIAL, shorten, template
+from burnish.cli.template import ESSENTIAL, OF_METHOD, shorten, template
 from burnish.cli.validate import load_schema
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("every_option", [False, True])
-def test_what_init_prints_passes_check(tmp_path, every_option):
+def test_what_init_prints_passes_check(tmp_path, method, every_option):
     path = tmp_path / "run.yaml"
-    path.write_text(template("dpo", every_option=every_option))
-    assert set(load_runfile(path).training) == set(ESSENTIAL)
+    path.write_text(template(method, every_option=every_option))
+    assert set(load_runfile(path).training) == {*OF_METHOD[method], *ESSENTIAL}
 
 
-def test_every_option_passes_check_without_its_comment_sign(tmp_path):
+@pytest.mark.parametrize("method", METHODS)
+def test_every_option_passes_check_without_its_comment_sign(tmp_path, method):
     path = tmp_path / "run.yaml"
-    path.write_text(re.sub(r"(?m)^  #(\w+:)", r"  \1", template("dpo", every_option=True)))
-    options = load_schema()["$defs"]["dpo"]["properties"]
+    path.write_text(re.sub(r"(?m)^  #(\w+:)", r"  \1", template(method, every_option=True)))
+    options = load_schema()["$defs"][method]["properties"]
     assert set(load_runfile(path).training) == {name for name in options if "x-refused" not in options[name]}
 
 

@@ -86,10 +86,10 @@ def make_schema() -> dict[str, Any]:
         "properties": {**_top_level(), "training": {"type": "object", "description": "Options of the method."}},
         "allOf": [
             {
-                "if": {"properties": {"method": {"const": name}}},
+                "if": {"properties": {"method": {"const": name}}, "required": ["method"] if index else []},
                 "then": {"properties": {"training": {"$ref": f"#/$defs/{name}"}}},
             }
-            for name in METHODS
+            for index, name in enumerate(METHODS)  # the first one is meant where the key is not there
         ],
         "$defs": {name: _training(method) for name, method in METHODS.items()},
         "x-models": sorted(EMBEDDED),

@@ -141,15 +141,15 @@ def rewards_of(document: Mapping[str, Any]) -> list[Any]:
 
 def _reward_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
     """A method that draws its own answers needs rewards, another one has no use for them; and their names."""
-    method = METHODS.get(document.get("method", next(iter(METHODS))))
-    rewards = rewards_of(document)
+    name = document.get("method", next(iter(METHODS)))
+    method, rewards = METHODS.get(name) if isinstance(name, str) else None, rewards_of(document)
     if method is None:
         return
     if method.draws_answers and not rewards:
         names = ", ".join(load_schema()["x-rewards"])
         yield Problem(("rewards",), f"is missing: what scores the answers? module:function, or of {names}")
     if not method.draws_answers and rewards:
-        yield Problem(("rewards",), f"has no effect: {document.get('method', 'dpo')} draws no answers. Remove it")
+        yield Problem(("rewards",), f"has no effect: {name} draws no answers. Remove it")
     for index, reward in enumerate(rewards):
         if isinstance(reward, str) and (message := _reward_problem(reward)):
             yield Problem(("rewards", index) if isinstance(document.get("rewards"), list) else ("rewards",), message)

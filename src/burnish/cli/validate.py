@@ -99,7 +99,7 @@ def _problems_of(error: ValidationError, document: Any) -> Iterator[Problem]:
         for key in [key for key in schema["required"] if key not in given]:
             yield Problem((*path, key), f"is missing. {schema['properties'][key]['description']}")
     elif path[:2] == ("training", "loss_type"):
-        yield from _loss_problems(error.instance, list(training_schema(document)["x-losses"]))
+        yield from _loss_problems(error.instance, training_schema(document))
     elif inner := [item for item in error.context or () if item.path]:
         for item in inner:
             yield from _problems_of(item, document)
@@ -172,13 +172,17 @@ def _plural(schema: Mapping[str, Any]) -> str:
     return words.get(schema.get("type", ""), "values")
 
 
-def _loss_problems(value: Any, names: Sequence[str]) -> Iterator[Problem]:
+def _loss_problems(value: Any, schema: Mapping[str, Any]) -> Iterator[Problem]:
     """`loss_type` is a name, a function, or a list of them: each wrong one is named with the closest names."""
+    names = list(schema["x-losses"])
     many = isinstance(value, list)
     items = value if many else [value]
     known = f"known: {', '.join(names)}; or module:function"
     if not items:
         yield Problem(("training", "loss_type"), f"is empty; {known}")
+    if many and not any(variant.get("type") == "array" for variant in schema["properties"]["loss_type"]["anyOf"]):
+        yield Problem(("training", "loss_type"), "is a list, and this method takes one loss: give one name")
+        return
     for index, item in enumerate(items):
         path: KeyPath = ("training", "loss_type", index) if many else ("training", "loss_type")
         if not isinstance(item, str):
@@ -187,9 +191,6 @@ def _loss_problems(value: Any, names: Sequence[str]) -> Iterator[Problem]:
             yield Problem(path, f"is {item!r}; a function is written module:function, as in my_losses:margin")
         elif ":" not in item and item not in names:
             yield Problem(path, f"is {item!r}{closest(item, names) or ';'} {known}")
-        elif many:
-            yield Problem(("training", "loss_type"), "is a list, and this method takes one loss: give one name")
-            return
 
 
 def is_function_name(text: str) -> bool:
