@@ -15,7 +15,9 @@ from conftest import make_rows
 sys.path.insert(0, str(Path(__file__).parent))
 from training import NUM_ROWS, make_trainer, relative_distance, step_gradients
 
-LOSSES = [*([name] for name in preference_losses), ["sigmoid", "sft"], ["aot", "sft"]]
+FAST = (["sigmoid"], ["aot"], ["bco_pair"], ["sigmoid", "sft"])
+ALL = [*([name] for name in preference_losses), ["sigmoid", "sft"], ["aot", "sft"]]
+LOSSES = [pytest.param(loss, marks=() if loss in FAST else pytest.mark.slow, id="+".join(loss)) for loss in ALL]
 SETTINGS = {"exo_pair": {"label_smoothing": 0.1}}
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 IGNORED = ("runtime", "per_second", "step_time", "epoch")  # transformers counts epochs in micro-batches
@@ -26,7 +28,7 @@ def metrics_of(trainer) -> list[dict[str, float]]:
     return [{k: v for k, v in line.items() if not any(t in k for t in IGNORED)} for line in lines]
 
 
-@pytest.mark.parametrize("loss", LOSSES, ids="+".join)
+@pytest.mark.parametrize("loss", LOSSES)
 def test_gradient_does_not_depend_on_micro_batches(tmp_path, loss):
     """4 pairs a step as 1 x 4, 2 x 2 and 4 x 1; 14 rows, so the last step has two pairs."""
     check_splits(tmp_path, loss, torch.float64)
@@ -37,6 +39,7 @@ def test_the_same_in_float32(tmp_path, loss):
     check_splits(tmp_path, loss, torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "modifier",
     [{"use_weighting": True}, {"ld_alpha": 0.3}, {"rpo_alpha": 0.5}, {"f_divergence_type": "js_divergence"}],

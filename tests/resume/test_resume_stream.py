@@ -18,6 +18,8 @@ from training import make_trainer
 from burnish.data import stream as room
 from burnish.data.errors import DataError
 
+pytestmark = pytest.mark.slow  # a gallery: make test has one of each kind elsewhere
+
 ROWS = make_rows(40)
 BAD = {**ROWS[0], "rejected": ROWS[0]["chosen"]}
 WITH_BAD = [BAD if index in (9, 17, 18, 27) else row for index, row in enumerate(ROWS)]

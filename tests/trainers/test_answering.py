@@ -18,6 +18,8 @@ from burnish.trainers.judging import JudgeError
 from burnish.trainers.sampling import preferred_ids
 from conftest import make_model, make_rows, make_tokenizer
 
+pytestmark = pytest.mark.slow  # a gallery: make test has one of each kind elsewhere
+
 
 def make_trainer(
     path, *, rows=None, eval_rows=None, ref_model=None, model=None, peft_config=None, **options
