@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from burnish.rollout.collect import Round
-from burnish.rollout.whole import WholeRound
+from burnish.rollout.whole import WholeRound, is_solved
 from burnish.runtime.distributed import gather_rows, sum_over_ranks
 
 if TYPE_CHECKING:
@@ -67,13 +67,13 @@ def solve_statistics(totals: Float[Tensor, "P G"], *, solved_reward: float) -> d
     >>> solve_statistics(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), solved_reward=1.0)["pass@2"]
     0.5
     """
-    solved = (totals >= solved_reward).double()  # (P, G); NaN is not solved
-    size, right = totals.shape[1], (totals >= solved_reward).sum(1)  # (P,)
+    solved = is_solved(totals, solved_reward)  # (P, G); NaN is not solved
+    size, right = totals.shape[1], solved.sum(1)  # (P,)
     rates = right.double() / size
     bins = torch.bucketize(rates, torch.tensor([0.0, 0.25, 0.5, 0.75, 1 - 1e-9], dtype=torch.float64).to(rates.device))
     histogram = {f"solve_rate/{name}": float((bins == index).double().mean()) for index, name in enumerate(SOLVE_RATES)}
     passes = {f"pass@{k}": float(pass_at_k(right, size, k).mean()) for k in powers_of_two(size)}
-    return {"solve_rate": float(solved.mean()), **histogram, **passes}
+    return {"solve_rate": float(solved.double().mean()), **histogram, **passes}
 
 
 def pass_at_k(right: Tensor, size: int, k: int) -> Float[Tensor, "P"]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from burnish.runtime.distributed import gather_rows, largest_over_ranks, world
-from burnish.types import RewardTable, RolloutBatch
+from burnish.types import RewardTable, RolloutBatch, wide
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
@@ -43,7 +43,7 @@ class WholeRound:
 
     def solve_rates(self, solved_reward: float) -> dict[int, float]:
         """The share of right answers, those whose total is at least `solved_reward`, by row of the data set."""
-        right = self.rewards.total() >= solved_reward  # (S,)
+        right = is_solved(self.rewards.total(), solved_reward)  # (S,)
         rates: dict[int, list[bool]] = {}
         for row, is_right in zip(self.row_id.tolist(), right.tolist(), strict=True):
             rates.setdefault(row, []).append(is_right)
@@ -70,16 +70,17 @@ def gather_round(rewards: RewardTable, batch: RolloutBatch) -> WholeRound:
         )
     num_prompts, width = len(batch.prompt_ids), batch.loss_mask.shape[1]
     longest = largest_over_ranks(width, device)
-    columns, start = gather_rows(rewards.rewards.double().to(device))  # (S, F)
+    own_rewards = _to(rewards, device)
+    columns, start = gather_rows(own_rewards.rewards)  # (S, F)
     index = batch.prompt_index + rank * num_prompts  # (N,)
     names, _ = gather_rows(torch.stack([index, batch.row_id], dim=1))  # (S, 2)
     turns = batch.turn_index if batch.turn_index is not None else torch.zeros_like(batch.completion_ids)
     tokens = None
     if largest_over_ranks(int(rewards.token_rewards is not None), device):
-        own = torch.zeros(len(batch), width) if rewards.token_rewards is None else rewards.token_rewards
-        tokens = gather_rows(_widened(own.double().to(device), longest))[0]
+        own = own_rewards.token_rewards
+        tokens = gather_rows(_widened(columns.new_zeros(len(batch), width) if own is None else own, longest))[0]
     return WholeRound(
-        rewards=replace(_to(rewards, device), rewards=columns.to(rewards.rewards.dtype), token_rewards=tokens),
+        rewards=replace(own_rewards, rewards=columns, token_rewards=tokens),
         prompt_index=names[:, 0],
         row_id=names[:, 1],
         mask=gather_rows(_widened(batch.loss_mask.long(), longest))[0].bool(),
@@ -89,10 +90,23 @@ def gather_round(rewards: RewardTable, batch: RolloutBatch) -> WholeRound:
     )
 
 
+def is_solved(totals: Tensor, at_least: float) -> Tensor:
+    """Whether a total counts as right; 0.9 + 0.1 of float32 is 1.
+
+    >>> is_solved(torch.tensor([0.9, 1.0]) + torch.tensor([0.1, 0.0]), 1.0)
+    tensor([True, True])
+    """
+    return totals >= at_least - 1e-6 * max(1.0, abs(at_least))
+
+
 def _to(rewards: RewardTable, device: torch.device) -> RewardTable:
-    tokens = None if rewards.token_rewards is None else rewards.token_rewards.to(device)
+    """On a device, and in float64 where it has it: baselines do not depend on the order of the ranks' rows."""
+    tokens = None if rewards.token_rewards is None else wide(rewards.token_rewards.to(device))
     return replace(
-        rewards, rewards=rewards.rewards.to(device), weights=rewards.weights.to(device), token_rewards=tokens
+        rewards,
+        rewards=wide(rewards.rewards.to(device)),
+        weights=wide(rewards.weights.to(device)),
+        token_rewards=tokens,
     )
 
 

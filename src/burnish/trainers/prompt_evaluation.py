@@ -21,6 +21,7 @@ from burnish.rewards.builtin import last_number
 from burnish.rewards.table import text_of
 from burnish.rollout.collect import Clock, PromptRow, ScoredGroups, generate_and_score, make_answers
 from burnish.rollout.statistics import pass_at_k, powers_of_two
+from burnish.rollout.whole import is_solved
 from burnish.runtime.distributed import sum_over_ranks
 from burnish.trainers.host import Host
 from burnish.types import Completion, Mean
@@ -122,7 +123,7 @@ class PromptEvaluationMixin(Host):
         totals = groups.rewards.total()  # (P,)
         return {
             "reward_greedy": _known_mean(totals),
-            "accuracy_greedy": Mean.of(totals >= self.args.solved_reward),
+            "accuracy_greedy": Mean.of(is_solved(totals, self.args.solved_reward)),
         }
 
     def _measure_sampled(self, prompts: list[PromptRow]) -> dict[str, Mean]:
@@ -133,7 +134,7 @@ class PromptEvaluationMixin(Host):
             params = replace(params, temperature=args.eval_temperature)
         groups = self._answer(prompts, params, num_samples=size)
         totals = groups.rewards.total().view(len(prompts), size)  # (P, G)
-        solved = totals >= args.solved_reward
+        solved = is_solved(totals, args.solved_reward)
         right = solved.sum(1)
         lengths = torch.tensor([float(len(completion)) for completion in groups.completions])
         cut = torch.tensor([completion.is_truncated for completion in groups.completions])
