@@ -12,6 +12,8 @@ import torch  # noqa: E402 - the paths come first
 from online_training import make_online_trainer, make_prompts, some_flat  # noqa: E402
 from training import step_gradients  # noqa: E402
 
+from ranks import finish  # noqa: E402
+
 
 def main() -> None:
     """argv: output directory, JSON options."""
@@ -30,3 +32,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    finish()

@@ -11,6 +11,8 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import torch  # noqa: E402 - the paths come first
 from training import make_trainer, step_gradients  # noqa: E402
 
+from ranks import finish  # noqa: E402
+
 
 def main() -> None:
     """argv: output directory, JSON options."""
@@ -26,3 +28,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    finish()

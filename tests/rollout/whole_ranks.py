@@ -18,6 +18,7 @@ from burnish.rollout.statistics import round_statistics  # noqa: E402
 from burnish.rollout.whole import gather_round  # noqa: E402
 from burnish.trainers.grpo import GRPOConfig  # noqa: E402
 from burnish.types import Completion, RewardTable  # noqa: E402
+from ranks import finish  # noqa: E402
 
 ANSWERS = [[5, 2], [6, 6, 2], [7, 2], [7, 2], [9] * 6, [2], [8, 8, 2], [4, 4, 4, 2]]  # two each to four prompts
 REWARDS = [[1.0, 0.5], [0.0, float("nan")], [0.25, 1.0], [0.25, 1.0], [3.0, 0.0], [1.0, 1.0], [0.0, 2.0], [2.0, 0.1]]
@@ -88,3 +89,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    finish()

@@ -11,6 +11,8 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import torch  # noqa: E402 - the paths come first
 from test_dpo_images import image_rows, make_trainer, train_losses  # noqa: E402
 
+from ranks import finish  # noqa: E402
+
 
 def main() -> None:
     """argv: output directory, family, pairs of a micro-batch."""
@@ -24,3 +26,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    finish()

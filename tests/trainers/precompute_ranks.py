@@ -13,6 +13,7 @@ import torch  # noqa: E402 - the paths come first
 from training import make_trainer  # noqa: E402
 
 from burnish.trainers.precompute import precompute  # noqa: E402
+from ranks import finish  # noqa: E402
 
 
 def main() -> None:
@@ -35,3 +36,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    finish()

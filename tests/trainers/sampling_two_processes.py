@@ -1,4 +1,4 @@
-"""Run by torchrun in `test_sampling`: train on every rank, and write the win rate of rank 0."""
+"""Run by torchrun in `test_answering`: train on every rank, and write the win rate of rank 0."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import torch  # noqa: E402 - the paths come first
-from test_sampling import longer, make_trainer  # noqa: E402
+from test_answering import longer, make_trainer  # noqa: E402
 
 from burnish.runtime.distributed import barrier  # noqa: E402
 from conftest import make_model  # noqa: E402
+from ranks import finish  # noqa: E402
 
 
 def main() -> None:
@@ -38,3 +39,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    finish()

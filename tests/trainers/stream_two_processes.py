@@ -15,6 +15,7 @@ from training import make_trainer, step_gradients  # noqa: E402
 
 from burnish.data import stream as room  # noqa: E402
 from conftest import make_rows  # noqa: E402
+from ranks import finish  # noqa: E402
 
 
 def generate(rows):
@@ -54,3 +55,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    finish()
