@@ -184,6 +184,7 @@ def test_a_state_of_the_source_is_used_where_it_leads_back():
     assert len(read) <= 6
 
 
+@pytest.mark.slow
 def test_dropped_rows_survive_being_found_again():
     rows = [BAD if index in (12, 21, 22, 33) else row for index, row in enumerate(ROWS)]
     for num_taken in range(1, 46):

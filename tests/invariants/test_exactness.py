@@ -34,6 +34,7 @@ def test_gradient_does_not_depend_on_micro_batches(tmp_path, loss):
     check_splits(tmp_path, loss, torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [["sigmoid"], ["aot"], ["sigmoid", "sft"]], ids="+".join)
 def test_the_same_in_float32(tmp_path, loss):
     check_splits(tmp_path, loss, torch.float32)
@@ -128,6 +129,7 @@ def test_a_pair_of_weight_zero_is_as_if_absent(tmp_path):
     assert relative_distance(with_it[0], without[0]) < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [["sigmoid", "sft"], ["ipo"]])
 def test_a_pair_of_weight_two_is_as_if_there_twice(tmp_path, loss):
     """From the column through collation to the division, in any micro-batches."""

@@ -132,6 +132,7 @@ def test_every_step_of_every_case(tmp_path, whole, case):
         shutil.rmtree(copy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

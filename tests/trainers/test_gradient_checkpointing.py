@@ -14,6 +14,8 @@ from training import make_trainer, relative_distance, step_gradients
 from burnish.models.adapters import plain_model
 from conftest import make_rows
 
+pytestmark = pytest.mark.slow
+
 ADAPTERS = {
     "whole": None,
     "lora": {"r": 4, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": False},

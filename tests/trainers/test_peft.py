@@ -193,6 +193,7 @@ def test_named_adapters(tmp_path):
     assert named.model.active_adapters == ["mine"]
 
 
+@pytest.mark.slow
 def test_log_probs_computed_once_are_those_of_the_reference(tmp_path, monkeypatch):
     monkeypatch.setenv("BURNISH_CACHE", str(tmp_path / "cache"))
     live = make_trainer(tmp_path / "live", untied(), peft_config=KINDS["dora"])
@@ -210,6 +211,7 @@ def test_log_probs_computed_once_are_those_of_the_reference(tmp_path, monkeypatc
     assert type(given.reference) is StartingPolicy
 
 
+@pytest.mark.slow
 def test_losses_without_a_reference_and_the_divergence_of_two_models(tmp_path):
     none = make_trainer(tmp_path / "none", untied(), peft_config=KINDS["lora"], loss_type="simpo")
     assert type(none.reference) is NoReference

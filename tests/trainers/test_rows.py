@@ -64,6 +64,7 @@ def test_shares_of_two_epochs(tmp_path):
     assert sorted(taken[row] for row in range(6, 20)) == [0] * 4 + [1] * 10
 
 
+@pytest.mark.slow
 def test_a_resumed_epoch_goes_on_with_the_same_rows(tmp_path):
     options = {"rows": SOURCES, "dataset_weights": [3.0, 1.0], "num_train_epochs": 2, "save_strategy": "steps"}
     whole = record_rows(make_trainer(tmp_path / "whole", save_steps=7, **options))
