@@ -14,9 +14,10 @@ demo-grpo: $(READY)
 	$(BIN)/burnish train recipe:grpo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow" -n 2
+	$(BIN)/python -m pytest -m "not slow and not gallery" -n 2
 
 test-all: $(READY)
+	$(BIN)/python -m pytest -m "gallery and not slow" -n 2
 	$(BIN)/python -m pytest -m "slow"
 
 check: $(READY)

@@ -21,7 +21,7 @@ from burnish.data.tokenize import prepare_preferences
 from burnish.data.truncate import TruncationPolicy
 from conftest import make_tokenizer
 
-pytestmark = pytest.mark.slow  # a gallery: make test has one of each kind elsewhere
+pytestmark = pytest.mark.gallery  # a gallery: make test has one of each kind elsewhere
 
 disable_progress_bars()
 NUM_ROWS, CHUNK = 1000, 100

@@ -17,7 +17,7 @@ from training import NUM_ROWS, make_trainer, relative_distance, step_gradients
 
 FAST = (["sigmoid"], ["aot"], ["bco_pair"], ["sigmoid", "sft"])
 ALL = [*([name] for name in preference_losses), ["sigmoid", "sft"], ["aot", "sft"]]
-LOSSES = [pytest.param(loss, marks=() if loss in FAST else pytest.mark.slow, id="+".join(loss)) for loss in ALL]
+LOSSES = [pytest.param(loss, marks=() if loss in FAST else pytest.mark.gallery, id="+".join(loss)) for loss in ALL]
 SETTINGS = {"exo_pair": {"label_smoothing": 0.1}}
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 IGNORED = ("runtime", "per_second", "step_time", "epoch")  # transformers counts epochs in micro-batches

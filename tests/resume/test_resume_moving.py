@@ -16,7 +16,7 @@ from burnish.runtime.rundir import read_events
 from burnish.runtime.state import Stateful
 from burnish.trainers.precompute import precompute
 
-pytestmark = pytest.mark.slow  # a gallery: make test has one of each kind elsewhere
+pytestmark = pytest.mark.gallery  # a gallery: make test has one of each kind elsewhere
 
 
 class Following(DPOTrainer):

@@ -17,7 +17,7 @@ from training import make_trainer
 from burnish import DPOConfig, DPOTrainer
 from conftest import make_model, make_rows, make_tokenizer
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")]
+pytestmark = [pytest.mark.gallery, pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")]
 KINDS = {
     "lora": {"r": 4, "target_modules": ["q_proj", "down_proj"], "lora_dropout": 0.2},
     "dora": {"r": 4, "target_modules": "all-linear", "use_dora": True},

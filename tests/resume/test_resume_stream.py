@@ -18,7 +18,7 @@ from training import make_trainer
 from burnish.data import stream as room
 from burnish.data.errors import DataError
 
-pytestmark = pytest.mark.slow  # a gallery: make test has one of each kind elsewhere
+pytestmark = pytest.mark.gallery  # a gallery: make test has one of each kind elsewhere
 
 ROWS = make_rows(40)
 BAD = {**ROWS[0], "rejected": ROWS[0]["chosen"]}

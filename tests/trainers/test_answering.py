@@ -18,7 +18,7 @@ from burnish.trainers.judging import JudgeError
 from burnish.trainers.sampling import preferred_ids
 from conftest import make_model, make_rows, make_tokenizer
 
-pytestmark = pytest.mark.slow  # a gallery: make test has one of each kind elsewhere
+pytestmark = pytest.mark.gallery  # a gallery: make test has one of each kind elsewhere
 
 
 def make_trainer(

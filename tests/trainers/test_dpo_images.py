@@ -28,7 +28,7 @@ from burnish.trainers.selfcheck import plain_logps
 from conftest import make_model, make_rows, make_tokenizer
 from vision_models import FAMILIES, make_image, make_processor, make_vision_model
 
-pytestmark = pytest.mark.slow  # a gallery: make test has one of each kind elsewhere
+pytestmark = pytest.mark.gallery  # a gallery: make test has one of each kind elsewhere
 
 LOG_2 = math.log(2)
 SIZES = [(40, 9), (20, 30), (16, 16), (9, 40), (32, 32), (30, 12)]

@@ -14,7 +14,7 @@ from training import make_trainer, relative_distance, step_gradients
 from burnish.models.adapters import plain_model
 from conftest import make_rows
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.gallery
 
 ADAPTERS = {
     "whole": None,

@@ -28,7 +28,7 @@ from burnish.trainers.precompute import (
 )
 from conftest import make_model, make_rows, make_tokenizer
 
-pytestmark = pytest.mark.slow  # a gallery: make test has one of each kind elsewhere
+pytestmark = pytest.mark.gallery  # a gallery: make test has one of each kind elsewhere
 
 
 class Precomputing(DPOTrainer):

@@ -18,7 +18,7 @@ from conftest import make_rows
 sys.path.insert(0, str(Path(__file__).parents[1] / "invariants"))
 from training import make_trainer, step_gradients
 
-pytestmark = pytest.mark.slow  # a gallery: make test has one of each kind elsewhere
+pytestmark = pytest.mark.gallery  # a gallery: make test has one of each kind elsewhere
 
 ROWS = make_rows(30)
 BAD = {**ROWS[0], "rejected": ROWS[0]["chosen"]}
