@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from burnish.data.errors import excerpt
 from burnish.rollout.alarms import alarms
 from burnish.rollout.collect import Round, make_answers
 from burnish.rollout.statistics import round_statistics
 
 if TYPE_CHECKING:
     from burnish.trainers.online import OnlineTrainer
+
+NUM_SHOWN = 4
 
 
 class RoundReport:
@@ -34,6 +37,9 @@ class RoundReport:
             trainer.tell("alarm", f"step {step}: {message}", show=code not in self._told, code=code, step=step)
             self._told.add(code)
         self.latest = answer_rows(found, trainer)
+        if trainer.args.log_completions:
+            shown = self.latest[: trainer.args.num_completions_to_print or NUM_SHOWN]
+            trainer.tell("answers", "\n".join(map(answer_line, shown)), step=trainer.state.global_step + 1)
         if trainer.run is not None:
             trainer.run.completions(trainer.state.global_step + 1, self.latest)
 
@@ -70,6 +76,16 @@ def answer_rows(found: Round, trainer: OnlineTrainer) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def answer_line(row: Mapping[str, Any]) -> str:
+    """An answer with its reward, on one line.
+
+    >>> answer_line({"prompt": "1 + 1 =", "completion": "2", "reward": 1.0, "advantage": 0.5})
+    "reward 1, advantage +0.5: '1 + 1 =' -> '2'"
+    """
+    said_before, answer = excerpt(row["prompt"]), excerpt(row["completion"], length=120)
+    return f"reward {row['reward']:.3g}, advantage {row['advantage']:+.3g}: {said_before} -> {answer}"
 
 
 def said(messages: Any) -> str:
