@@ -149,6 +149,14 @@ def test_orpo():
     assert call("orpo", pair, beta=0.1) == pytest.approx([LOG_2 + 0.1 * math.log(4 / 3)], abs=1e-12)
 
 
+def test_simper():
+    """Chosen ½ a token over 3 tokens, rejected ¼ over 2: ¼ - ½, whatever the lengths are."""
+    pair = make_pair(
+        chosen=[3 * math.log(0.5)], chosen_length=[3.0], rejected=[2 * math.log(0.25)], rejected_length=[2.0]
+    )
+    assert call("simper", pair) == pytest.approx([-0.25], abs=1e-12)
+
+
 def test_aot_unpaired():
     """Chosen ratios 4, 0 sorted 0, 4; rejected 1, -1 sorted -1, 1: d = 1, 3, whatever the pairs were."""
     pair = make_pair(chosen=[4.0, 0.0], rejected=[1.0, -1.0])

@@ -259,6 +259,7 @@ BY_NUMPY = {
         -per_token(p, "chosen")
         - BETA * log_sigmoid(log_odds(per_token(p, "chosen")) - log_odds(per_token(p, "rejected")))
     ),
+    "simper": lambda p: np.exp(per_token(p, "rejected")) - np.exp(per_token(p, "chosen")),
     "aot_unpaired": lambda p: smoothed(BETA * (np.sort(chosen(p)) - np.sort(rejected(p)))),
     "beta_dpo": lambda p: -log_sigmoid(logit(p) * max(0.01, 1 + 0.6 * (logit(p).mean() - 0.1))),
     "odpo": lambda p: -log_sigmoid(logit(p) - np.log(p["margin"])),

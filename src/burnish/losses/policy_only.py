@@ -69,6 +69,19 @@ def orpo(pair: PairLogps, *, beta: float) -> Float[Tensor, "M"]:
     return -pair.chosen_mean - beta * logsigmoid(log_odds)
 
 
+@preference_loss("simper", paper="2502.00883", reference="none", reward="mean")
+def simper(pair: PairLogps) -> Float[Tensor, "M"]:
+    """SimPER: raises the inverse perplexity of the chosen answer, lowers that of the rejected; nothing to tune.
+
+    loss = exp(l_l) - exp(l_w),   l = log-prob per token
+
+    Between -1 and 1, and 0 for answers that are equally likely per token.
+
+    Source: SimPER (2502.00883).
+    """
+    return pair.rejected_mean.exp() - pair.chosen_mean.exp()
+
+
 def _log_odds(log_prob: Float[Tensor, "M"]) -> Float[Tensor, "M"]:
     """log(p / (1 - p)) of a log-prob, which is held a step below 0, where the odds are infinite."""
     held = log_prob.clamp(max=-torch.finfo(log_prob.dtype).eps)
