@@ -5,8 +5,8 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from burnish.generation.decode import LiveRows, check_cache, evaluation_mode, left_padded, next_logits, tokens_in
-from burnish.models.introspect import UnsupportedModelError
+from burnish.generation.decode import LiveRows, check_cache, left_padded, next_logits, tokens_in
+from burnish.models.introspect import UnsupportedModelError, evaluation_mode
 from conftest import make_model
 
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from burnish.types import PolicyTokens, RewardTable, RolloutBatch
-from burnish.types.rollout import ROW_FIELDS
 
 NAN = math.nan
 
@@ -95,13 +94,13 @@ def test_taking_rows_keeps_their_prompts_alone_and_cuts_the_padding():
 def test_every_field_of_rows_is_taken():
     """A new field with one entry a row would be left whole by `take` unless it is listed."""
     whole = batch()
-    full = replace(whole, **{name: whole.old_logps for name in ROW_FIELDS if whole[name] is None})
+    full = replace(whole, **{name: whole.old_logps for name in RolloutBatch.row_fields if whole[name] is None})
     taken = full.take(torch.tensor([2]))
     for name in vars(taken):
         value = taken[name]
         if isinstance(value, torch.Tensor) and not name.startswith("prompt_"):
             assert len(value) == 1, name
-    assert all(name in vars(taken) for name in ROW_FIELDS)
+    assert all(name in vars(taken) for name in RolloutBatch.row_fields)
 
 
 def test_advantages_of_tokens_are_cut_like_tokens():

@@ -22,9 +22,8 @@ from burnish.data.prompts import encode_prompt
 from burnish.data.schema import is_kwise
 from burnish.generation.base import Prompt as GeneratorPrompt
 from burnish.generation.base import SamplingParams
-from burnish.generation.decode import evaluation_mode
 from burnish.generation.native import NativeGenerator
-from burnish.models.introspect import UnsupportedModelError, reads_images
+from burnish.models.introspect import UnsupportedModelError, evaluation_mode, reads_images
 from burnish.models.vision import image_inputs, tokenizer_of
 from burnish.report.console import Answer
 from burnish.types import TokenBatch

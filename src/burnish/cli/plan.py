@@ -33,6 +33,7 @@ def plan_lines(runfile: RunFile, trainer: DPOTrainer, state: TrainerState) -> li
         *(trainer.mixture.lines() if trainer.mixture is not None else ()),
         *objective(trainer, state),
     ]
+    lines.append(trainer.sharing.line())
     if trainer.cpu_settings is not None:
         lines += trainer.cpu_settings.lines()
     return [*lines, f"run directory: {args.output_dir}"]

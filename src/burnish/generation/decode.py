@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from burnish.models.introspect import UnsupportedModelError
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 PROBE_TOKENS, PROBE_PADDING, PROBE_STEPS = 8, 2, 2
@@ -137,15 +136,3 @@ def _relative_difference(left: Tensor, right: Tensor) -> float:
     """Of two vectors of logits, of which only differences between tokens mean something."""
     left, right = left - left.mean(), right - right.mean()
     return ((left - right).norm() / right.norm().clamp(min=1e-12)).item()
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; afterwards each module is in the mode in which it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -16,9 +16,10 @@ from transformers import DynamicCache
 
 from burnish.generation.answers import Answers
 from burnish.generation.base import Prompt, SamplingParams
-from burnish.generation.decode import LiveRows, check_cache, evaluation_mode, left_padded, next_logits, tokens_in
+from burnish.generation.decode import LiveRows, check_cache, left_padded, next_logits, tokens_in
 from burnish.generation.sampling import draw_tokens, streams, uniforms
 from burnish.generation.stopping import StopStrings
+from burnish.models.introspect import evaluation_mode
 from burnish.types import Completion
 
 if TYPE_CHECKING:

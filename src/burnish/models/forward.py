@@ -17,8 +17,8 @@ import torch
 from burnish.models.divergence import Teacher, divergence_from
 from burnish.models.head import STATISTICS, score_tokens
 from burnish.models.introspect import HeadSpec, RouterSpec, head_of, inspect_head, inspect_router, trunk_of
-from burnish.models.layout import run_rows
 from burnish.models.routing import load_balancing_loss
+from burnish.models.sharing import Sharing, choose_sharing, run_trunk
 from burnish.types import TokenBatch, TokenStats
 
 if TYPE_CHECKING:
@@ -29,13 +29,22 @@ NEEDS = (*STATISTICS, "hidden", "divergence", "aux_loss")
 AS_TEACHER = frozenset({"teacher"})
 
 
-def install_forward(model: PreTrainedModel) -> HeadSpec:
+def install_forward(model: PreTrainedModel, *, prefix_sharing: str = "auto") -> Sharing:
     """Teach a causal model to score a `TokenBatch`. Its weights, checkpoints and other calls do not change.
+
+    Args:
+        model: not wrapped.
+        prefix_sharing: how prompts that several completions share are run; see `choose_sharing`.
+
+    Returns:
+        How they are run.
 
     Raises:
         UnsupportedModelError: the model's head cannot be reproduced exactly.
+        ValueError: `prefix_sharing` is unknown, or changes what this model computes.
     """
     spec, router = inspect_head(model), inspect_router(model)
+    sharing = choose_sharing(trunk_of(model), prefix_sharing)
     own_forward = type(model).forward
 
     @functools.wraps(own_forward)  # generate() reads the signature
@@ -51,10 +60,10 @@ def install_forward(model: PreTrainedModel) -> HeadSpec:
         if token_batch is None:
             return own_forward(self, *args, **kwargs)
         tempered = spec.at_temperature(temperature)
-        return _score(self, token_batch, spec=tempered, router=router, needs=needs, teacher=teacher)
+        return _score(self, token_batch, spec=tempered, router=router, sharing=sharing, needs=needs, teacher=teacher)
 
     model.forward = MethodType(forward_or_score, model)
-    return spec
+    return sharing
 
 
 def forward(
@@ -107,6 +116,7 @@ def _score(
     *,
     spec: HeadSpec,
     router: RouterSpec | None,
+    sharing: Sharing,
     needs: frozenset[str],
     teacher: Teacher | None,
 ) -> dict[str, Any]:
@@ -116,7 +126,7 @@ def _score(
             f"aux_loss is the load-balancing loss of a mixture of experts; {type(model).__name__} is none, or reports "
             'no such loss that can be computed from its router logits: leave "aux_loss" out, and router_aux_loss_coef=0'
         )
-    rows = run_rows(trunk_of(model), batch, output_router_logits="aux_loss" in needs)
+    rows = run_trunk(trunk_of(model), batch, sharing=sharing, output_router_logits="aux_loss" in needs)
     hidden = rows.hidden  # (N, T+1, H)
     mask, head = batch.loss_mask, head_of(model)
     if needs == AS_TEACHER:

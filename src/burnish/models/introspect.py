@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +77,34 @@ def reads_images(model: PreTrainedModel) -> bool:
 def places_tokens(trunk: nn.Module) -> bool:
     """The trunk works out the positions of text around images itself (m-RoPE); given ones would be wrong."""
     return hasattr(trunk, "get_rope_index")
+
+
+def layer_kinds(trunk: nn.Module) -> frozenset[str]:
+    """What its layers are, in transformers' words: `full_attention`, `sliding_attention`, `conv`, …, `recurrent`."""
+    config: Any = trunk.config
+    kinds = frozenset(getattr(config, "layer_types", None) or ["full_attention"])
+    return kinds | ({"recurrent"} if getattr(trunk, "_is_stateful", False) else frozenset())
+
+
+def takes_attention(trunk: nn.Module) -> bool:
+    """Its layers call whatever attention is registered under the name in their configuration."""
+    return bool(getattr(trunk, "_supports_attention_backend", False))
+
+
+def sliding_windows(trunk: nn.Module) -> list[int]:
+    """The window of each layer that has one, in their order."""
+    config: Any = trunk.config
+    window: int | None = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if window is None:
+        return []
+    num_layers = config.num_hidden_layers if kinds is None else kinds.count("sliding_attention")
+    return [window] * num_layers
+
+
+def recomputes(trunk: nn.Module) -> bool:
+    """Activations of the trunk are computed again in the backward pass (gradient checkpointing)."""
+    return bool(getattr(trunk, "is_gradient_checkpointing", False))
 
 
 def head_of(model: PreTrainedModel) -> Head:
@@ -189,6 +218,18 @@ def inspect_router(model: PreTrainedModel) -> RouterSpec | None:
     finally:
         model.train(was_training)
     return spec if own is not None and torch.allclose(own.float(), found.float(), rtol=1e-4, atol=0.0) else None
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; afterwards each module is in the mode in which it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def num_dropouts(model: nn.Module) -> int:

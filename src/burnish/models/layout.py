@@ -1,19 +1,30 @@
-"""Layouts: how the trunk is run over a `TokenBatch`. Each is (trunk, batch) -> RowOutputs, and changes no value."""
+"""Layouts: how a trunk is run over a `TokenBatch`. Each is (trunk, batch) -> RowOutputs, and changes no value.
+
+`rows` gives every completion its prompt again. `cache` runs each prompt once, and its completions on the keys and
+values that the model's own cache kept, under autograd. `tree` runs prompts and completions as one row without any
+padding, with an attention of our own (`models.attention`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import DynamicCache
 
+from burnish.models.attention import NAME as TREE_ATTENTION
 from burnish.models.introspect import places_tokens
+from burnish.models.tree import make_tree
 from burnish.models.vision import image_inputs
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor, nn
 
+    from burnish.models.tree import TokenTree
     from burnish.types import TokenBatch
 
 
@@ -22,7 +33,7 @@ class RowOutputs:
     """What the trunk says of each row.
 
     Attributes:
-        hidden: (N, T+1, H) the state before each completion token, and after the last.
+        hidden: (N, T+1, H) the state before each completion token, and after the last; anything at padding.
         attention_mask: (N, L+T) 1 where a token is, in the order of the router logits.
         router_logits: per mixture layer (N (L+T), experts), padding included; none unless asked for.
     """
@@ -30,6 +41,9 @@ class RowOutputs:
     hidden: Float[Tensor, "N T1 H"]
     attention_mask: Int[Tensor, "N LT"]
     router_logits: tuple[Float[Tensor, "NLT E"], ...] = ()
+
+
+Layout = Callable[..., RowOutputs]
 
 
 def run_rows(trunk: nn.Module, batch: TokenBatch, *, output_router_logits: bool = False) -> RowOutputs:
@@ -61,3 +75,78 @@ def run_rows(trunk: nn.Module, batch: TokenBatch, *, output_router_logits: bool 
         attention_mask=mask,
         router_logits=outputs.router_logits if output_router_logits else (),
     )
+
+
+def run_cache(trunk: nn.Module, batch: TokenBatch, *, output_router_logits: bool = False) -> RowOutputs:
+    """Prompts once, then the completions on the prompts' keys and values, each repeated for its completions.
+
+    Gradients reach a prompt through the cached keys and values. Whatever the model's attention is, it stays.
+    """
+    wanted: dict[str, Any] = {"output_router_logits": True} if output_router_logits else {}
+    config: Any = trunk.config
+    cache = DynamicCache(config=config)
+    prompt_mask = batch.prompt_mask.long()
+    mask = torch.cat([prompt_mask[batch.prompt_index], batch.completion_mask.long()], dim=1)  # (N, L+T)
+    of_prompts = trunk(
+        input_ids=batch.prompt_ids,
+        attention_mask=prompt_mask,
+        position_ids=(prompt_mask.cumsum(1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+        **wanted,
+    )
+    cache.reorder_cache(batch.prompt_index)  # pyright: ignore[reportArgumentType]
+    of_completions = trunk(
+        input_ids=batch.completion_ids,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1)[:, batch.prompt_ids.shape[1] :],
+        past_key_values=cache,
+        use_cache=True,
+        **wanted,
+    )
+    before = of_prompts[0][:, -1][batch.prompt_index]  # (N, H)
+    router_logits: list[Tensor] = []
+    if output_router_logits:
+        for prompts, completions in zip(of_prompts.router_logits, of_completions.router_logits, strict=True):
+            repeated = prompts.unflatten(0, batch.prompt_ids.shape)[batch.prompt_index]  # (N, L, E)
+            both = torch.cat([repeated, completions.unflatten(0, batch.completion_ids.shape)], dim=1)
+            router_logits.append(both.flatten(0, 1))
+    hidden = torch.cat([before[:, None], of_completions[0]], dim=1)
+    return RowOutputs(hidden=hidden, attention_mask=mask, router_logits=tuple(router_logits))
+
+
+def run_tree(
+    trunk: nn.Module, batch: TokenBatch, *, output_router_logits: bool = False, tree: TokenTree | None = None
+) -> RowOutputs:
+    """Prompts and completions as one row of real tokens; `tree` is the batch's, made if None."""
+    tree = make_tree(batch) if tree is None else tree
+    wanted: dict[str, Any] = {"output_router_logits": True} if output_router_logits else {}
+    with _attention(trunk, TREE_ATTENTION):
+        outputs = trunk(
+            input_ids=tree.input_ids(batch),
+            position_ids=tree.position_ids(),
+            use_cache=False,
+            token_tree=tree,
+            **wanted,
+        )
+    places, mask = tree.rows()
+    router_logits = outputs.router_logits if output_router_logits else ()
+    return RowOutputs(
+        hidden=outputs[0][0][tree.states()],
+        attention_mask=mask.long(),
+        router_logits=tuple(layer[places.flatten()] for layer in router_logits),
+    )
+
+
+LAYOUTS: dict[str, Layout] = {"tree": run_tree, "cache": run_cache, "rows": run_rows}
+
+
+@contextmanager
+def _attention(trunk: nn.Module, name: str) -> Iterator[None]:
+    """The trunk's layers call the attention of this name, for as long as this is open."""
+    config: Any = trunk.config
+    own, config._attn_implementation = config._attn_implementation, name
+    try:
+        yield
+    finally:
+        config._attn_implementation = own

@@ -32,6 +32,7 @@ from burnish.runtime.state import Counter, RunningMeans, Stateful
 from burnish.trainers.config import PolicyConfig
 from burnish.trainers.division import counted, divide, step_counts, term_means, unit_rows
 from burnish.trainers.evaluation import EvaluationMixin
+from burnish.trainers.parts import cut, token_budget
 from burnish.trainers.persistence import PersistenceMixin
 from burnish.trainers.publishing import PublishingMixin
 from burnish.trainers.rows import RowsMixin, opened
@@ -106,7 +107,7 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, P
         self.has_new_adapter = peft_config is not None
         self.num_dropouts_disabled = disable_dropout(policy) if options.disable_dropout else 0
         plain = plain_model(policy)
-        install_forward(plain)
+        self.sharing = install_forward(plain, prefix_sharing=options.prefix_sharing)
         check_processing_class(plain, self.processing_class)
         if options.ddp_find_unused_parameters is None:  # a rank whose rows have no image does not run the vision tower
             options.ddp_find_unused_parameters = reads_images(plain) or None
@@ -222,6 +223,16 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, P
     ) -> Sequence[TokenBatch]:
         """This rank's micro-batches of the next optimizer step: exactly `num_batches`."""
         return [batch.to(device) for batch in islice(epoch_iterator, num_batches)]
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward of one micro-batch, in parts under the token budget; gradients meet in the last one."""
+        rows = cut(inputs, token_budget(self.args))
+        *first, last = [inputs] if len(rows) == 1 else [inputs.take(own) for own in rows]
+        losses: list[Tensor] = []
+        for part in first:
+            with self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, part, num_items_in_batch))
+        return torch.stack([*losses, super().training_step(model, last, num_items_in_batch)]).sum()
 
     def compute_loss(
         self,

@@ -17,6 +17,7 @@ import torch
 from transformers import TrainingArguments
 
 from burnish.compat import resolve_checkpointing
+from burnish.models.sharing import SHARING
 
 # TrainingArguments field -> (values that are fine, why the others are not).
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -57,6 +58,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "truncation_mode": ("keep_start", "keep_end"),
     "on_bad_row": ("error", "drop"),
     "cpu_tuning": ("auto", "off"),
+    "prefix_sharing": SHARING,
 }
 
 
@@ -115,6 +117,12 @@ class PolicyConfig(DataOptions):
     disable_dropout: bool = arg(True, "Set every dropout of policy and reference to 0.")
     pad_to_multiple_of: int | str | None = arg(None, "Pad lengths up to a multiple of this.")
     max_skipped_steps: int = arg(10, "End the run after so many steps in a row whose loss or gradient is not finite.")
+    prefix_sharing: str = arg(
+        "auto", "How a prompt with several answers is run: auto, tree or cache (once), off (once for each answer)."
+    )
+    token_budget: int | None = arg(
+        None, "Most tokens of one forward; micro-batches are cut to it. 0: uncut. Unset: 1024 on a CPU, else uncut."
+    )
     cpu_tuning: str = arg(
         "auto", "auto probes threads, allocator and matrix products of a CPU run; off leaves them alone."
     )
@@ -147,6 +155,10 @@ class PolicyConfig(DataOptions):
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}; allowed: {', '.join(allowed)}")
+        if self.token_budget is not None and self.token_budget < 0:
+            raise ValueError(
+                f"token_budget={self.token_budget}; allowed: 1 or more, 0 for uncut micro-batches, or unset"
+            )
         if self.max_skipped_steps < 1:
             raise ValueError(f"max_skipped_steps={self.max_skipped_steps}; allowed: 1 or more")
 

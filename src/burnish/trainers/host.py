@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from burnish.data.mixture import Mixture
     from burnish.data.stream import RankStream, RowStream
     from burnish.metrics import Estimate, MetricBuffer
+    from burnish.models.sharing import Sharing
     from burnish.runtime.cpu import CpuSettings
     from burnish.runtime.guard import StepGuard
     from burnish.runtime.rundir import RunDirectory
@@ -66,6 +67,7 @@ class Host(Trainer):
         tokenizer: the processing class, or its tokenizer with its chat template.
         data_reports: what was cut, dropped or left out of each data set, by its name.
         estimates: mean, weight and standard error of each metric of the latest evaluations, by prefixed name.
+        sharing: how prompts that several answers share are run.
         num_dropouts_disabled: how many dropout probabilities were set to 0.
         has_new_adapter: the adapter that is trained was made for this run.
         end_token_ids: the tokens that end an answer.
@@ -107,6 +109,7 @@ class Host(Trainer):
         lr_scheduler: torch.optim.lr_scheduler.LRScheduler
         data_reports: dict[str, Report]
         estimates: dict[str, Estimate]
+        sharing: Sharing
         num_dropouts_disabled: int
         has_new_adapter: bool
         end_token_ids: tuple[int, ...]

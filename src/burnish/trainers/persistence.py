@@ -178,6 +178,7 @@ class PersistenceMixin(Host):
         return {
             "world_size": self.args.world_size,
             **({"adapters": settings} if (settings := adapter_settings(self.model)) else {}),
+            "layout": self.sharing.layout,
             "train_data": self.train_fingerprint(),
             **self.binding(),
             **{name: value for name, value in self.args.resolved().items() if binds(name)},

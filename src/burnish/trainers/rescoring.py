@@ -16,6 +16,7 @@ from burnish.importance import ImportanceWeights, importance_corrections
 from burnish.losses.selection import entropy_threshold, off_policy_mask, top_entropy_mask
 from burnish.models.forward import forward
 from burnish.runtime.distributed import gather_rows
+from burnish.trainers.parts import cut, token_budget
 from burnish.types import Mean, PolicyTokens, RolloutBatch
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Rescoring:
 
     Attributes:
         rows: of a micro-batch.
+        budget: the most tokens of a part of it, or None.
         need_old: whether the old policy's log-probs are needed: the policy moves before all of the round is trained
             on, or they are part of the reward or of a correction.
         top_entropy_quantile: the share of tokens that the policy loss reads; 1: all.
@@ -40,6 +42,7 @@ class Rescoring:
     """
 
     rows: int
+    budget: int | None
     need_old: bool
     top_entropy_quantile: float
     off_policy_mask_threshold: float | None
@@ -64,6 +67,7 @@ class Rescoring:
         plan = options.round_plan()
         return cls(
             rows=plan.rows,
+            budget=token_budget(options),
             need_old=need_old or plan.total_steps > 1 or correction is not None or options.top_entropy_quantile < 1,
             top_entropy_quantile=options.top_entropy_quantile,
             off_policy_mask_threshold=options.off_policy_mask_threshold,
@@ -114,10 +118,11 @@ class Rescoring:
     def _score(
         self, batch: RolloutBatch, score: Callable[[RolloutBatch], dict[str, Tensor]]
     ) -> dict[str, Float[Tensor, "N T"]]:
-        """Statistics of all rows, micro-batch by micro-batch."""
+        """Statistics of all rows, part by part of each micro-batch."""
         whole: dict[str, Tensor] = {}
-        for start in range(0, len(batch), self.rows):
-            rows = torch.arange(start, min(start + self.rows, len(batch)), device=batch.row_id.device)
+        everything = torch.arange(len(batch), device=batch.row_id.device)
+        micro_batches = everything.split(self.rows)
+        for rows in [mine[part] for mine in micro_batches for part in cut(batch.take(mine), self.budget)]:
             for name, values in score(batch.take(rows)).items():
                 if name not in whole:
                     whole[name] = torch.zeros(batch.loss_mask.shape, dtype=values.dtype, device=values.device)

@@ -96,6 +96,7 @@ class RunningMixin(Host):
         remove_leftovers(directory)
         for name, report in self.data_reports.items():
             self.run.event("data", data_set=name, lines=report.lines())
+        self.tell("layout", self.sharing.line(), show=bool(self.sharing.reason), layout=self.sharing.layout)
         if line := adapter_line(self.model):
             self.tell("adapter", line, show=False)
         if self.mixture is not None:

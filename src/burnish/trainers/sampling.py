@@ -17,11 +17,12 @@ from burnish.data.kwise import row_pairs
 from burnish.data.sampler import RowDataset
 from burnish.data.schema import KWISE_IDS, PROMPT_COLUMN
 from burnish.generation.base import Prompt
-from burnish.generation.decode import check_cache, evaluation_mode
+from burnish.generation.decode import check_cache
 from burnish.generation.native import NativeGenerator
 from burnish.intervals import wilson
 from burnish.metrics import Estimate, MetricBuffer
 from burnish.models.adapters import plain_model
+from burnish.models.introspect import evaluation_mode
 from burnish.models.moving import MovingReference
 from burnish.runtime.distributed import gather_lines, sum_over_ranks
 from burnish.trainers.host import Host

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -51,6 +51,9 @@ class TokenBatch:
     extra: tuple[Mapping[str, Any], ...] = ()
     is_filler: bool = False
 
+    # Fields with one entry a row, of T columns or one; a subclass adds its own.
+    row_fields: ClassVar[tuple[str, ...]] = ("completion_ids", "completion_mask", "loss_mask", "turn_index")
+
     def __len__(self) -> int:
         return int(self.completion_ids.shape[0])
 
@@ -70,6 +73,23 @@ class TokenBatch:
 
     def _apply(self: Parcel, function: Callable[[Tensor], Tensor]) -> Parcel:
         return replace(self, **{f.name: _map_tensors(getattr(self, f.name), function) for f in fields(self)})
+
+    def take(self: Parcel, rows: Int[Tensor, "K"]) -> Parcel:
+        """The parcel of some of its rows and the prompts that they need, without the columns that are padding alone."""
+        prompts = torch.zeros_like(self.prompt_mask[:, 0]).index_fill(0, self.prompt_index[rows], True).nonzero()[:, 0]
+        start = self.prompt_ids.shape[1] - int(self.prompt_mask[prompts].sum(1).max())
+        width = max(int(self.completion_mask[rows].sum(1).max()), 1)
+        of_rows = {name: self[name] for name in self.row_fields}
+        return replace(
+            self,
+            prompt_ids=self.prompt_ids[prompts, start:],
+            prompt_mask=self.prompt_mask[prompts, start:],
+            prompt_index=torch.searchsorted(prompts, self.prompt_index[rows]),
+            row_id=self.row_id[rows],
+            columns={name: values[rows] for name, values in self.columns.items()},
+            extra=tuple(self.extra[int(prompts[p])] for p in range(len(prompts))) if self.extra else (),
+            **{name: values[rows, :width] for name, values in of_rows.items() if values is not None},
+        )
 
     @property
     def num_input_tokens(self) -> Int[Tensor, ""]:
@@ -129,6 +149,21 @@ class PreferenceBatch(TokenBatch):
     ref_logps: Float[Tensor, "N"] | None = None
     ref_token_logps: Float[Tensor, "N T"] | None = None
     coupled: Mapping[str, Float[Tensor, "M 3"]] = field(default_factory=dict[str, Tensor])
+
+    row_fields: ClassVar[tuple[str, ...]] = (*TokenBatch.row_fields, "ref_token_logps")
+
+    def take(self, rows: Int[Tensor, "K"]) -> PreferenceBatch:
+        """As in `TokenBatch`, with the pairs whose rows are both among them."""
+        place = torch.full_like(self.row_id, -1).index_copy(0, rows, torch.arange(len(rows), device=rows.device))
+        kept = (place[self.pairs] >= 0).all(1)  # (M,)
+        return replace(
+            super().take(rows),
+            pairs=place[self.pairs[kept]],
+            margin=None if self.margin is None else self.margin[kept],
+            weight=None if self.weight is None else self.weight[kept],
+            ref_logps=None if self.ref_logps is None else self.ref_logps[rows],
+            coupled={name: values[kept] for name, values in self.coupled.items()},
+        )
 
     @property
     def units(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,13 +13,6 @@ from burnish.types.batch import TokenBatch
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
-
-
-# Fields with one entry a row, of T columns or one.
-ROW_FIELDS = (
-    "completion_ids", "completion_mask", "loss_mask", "turn_index", "advantages", "old_logps", "ref_logps",
-    "sampler_logps", "importance_weights", "policy_mask", "values", "returns", "bootstrap_value",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -178,22 +171,10 @@ class RolloutBatch(TokenBatch):
     bootstrap_value: Float[Tensor, "N 1"] | None = None
     temperature: float = 1.0
 
-    def take(self, rows: Int[Tensor, "K"]) -> RolloutBatch:
-        """The parcel of some of its rows and the prompts that they need, without the columns that are padding alone."""
-        prompts = torch.zeros_like(self.prompt_mask[:, 0]).index_fill(0, self.prompt_index[rows], True).nonzero()[:, 0]
-        start = self.prompt_ids.shape[1] - int(self.prompt_mask[prompts].sum(1).max())
-        width = max(int(self.completion_mask[rows].sum(1).max()), 1)
-        of_rows = {name: self[name] for name in ROW_FIELDS}
-        return replace(
-            self,
-            prompt_ids=self.prompt_ids[prompts, start:],
-            prompt_mask=self.prompt_mask[prompts, start:],
-            prompt_index=torch.searchsorted(prompts, self.prompt_index[rows]),
-            row_id=self.row_id[rows],
-            columns={name: values[rows] for name, values in self.columns.items()},
-            extra=tuple(self.extra[int(prompts[p])] for p in range(len(prompts))) if self.extra else (),
-            **{name: values[rows, :width] for name, values in of_rows.items() if values is not None},
-        )
+    row_fields: ClassVar[tuple[str, ...]] = (
+        *TokenBatch.row_fields, "advantages", "old_logps", "ref_logps", "sampler_logps", "importance_weights",
+        "policy_mask", "values", "returns", "bootstrap_value",
+    )  # fmt: skip
 
     def unit_weights(self, per: str) -> Tensor:
         """As in `TokenBatch`; a row without a trained token has weight 0: it is in no average."""

@@ -1,0 +1,175 @@
+"""Which layout a model takes: found out once, by comparing each with plain rows on a made-up batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from burnish.models.introspect import (
+    evaluation_mode,
+    layer_kinds,
+    num_dropouts,
+    places_tokens,
+    recomputes,
+    sliding_windows,
+    takes_attention,
+)
+from burnish.models.layout import LAYOUTS, RowOutputs, run_rows, run_tree
+from burnish.models.tree import make_tree
+from burnish.types import TokenBatch
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TOLERANCE, LOW_PRECISION_TOLERANCE = 1e-4, 5e-2
+SHARING = ("auto", "tree", "cache", "off")
+# The kinds of layers that a layout is right for. What a recurrent layer keeps in a cache has no gradient.
+KINDS = {
+    "tree": frozenset({"full_attention", "sliding_attention"}),
+    "cache": frozenset({"full_attention", "sliding_attention", "chunked_attention", "conv"}),
+}
+MAX_SCORES = 1 << 26  # of one layer's attention over a tree, 256 MB in float32
+MIN_SAVED = 0.05
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How a trunk runs over prompts that several completions share.
+
+    Attributes:
+        layout: `tree`, `cache` or `rows`.
+        reason: why not a faster one; empty if there is none.
+    """
+
+    layout: str
+    reason: str = ""
+
+    def line(self) -> str:
+        """For the console and the report."""
+        words = {
+            "tree": "A prompt is computed once for all of its answers, and padding not at all (layout tree).",
+            "cache": "A prompt is computed once for all of its answers (layout cache).",
+            "rows": "A prompt is computed anew for each of its answers (layout rows).",
+        }
+        return words[self.layout] + (f" {self.reason}" if self.reason else "")
+
+
+PLAIN = Sharing("rows")
+
+
+def run_trunk(
+    trunk: nn.Module, batch: TokenBatch, *, sharing: Sharing = PLAIN, output_router_logits: bool = False
+) -> RowOutputs:
+    """The trunk over a batch, in the layout that the model takes, or in plain rows where that saves nothing.
+
+    Plain rows too where activations are computed again in the backward pass, where dropout is on, or with images.
+
+    Args:
+        trunk: of a causal model.
+        batch: N rows.
+        sharing: of `choose_sharing`.
+        output_router_logits: also what the routers of a mixture of experts say.
+    """
+    name = sharing.layout
+    if name != "rows" and not _may_share(trunk, batch):
+        name = "rows"
+    if name == "tree" and (not _fits(trunk, batch) or batch.prompt_ids.device.type != "cpu"):
+        name = "cache"
+    return LAYOUTS[name](trunk, batch, output_router_logits=output_router_logits)
+
+
+def choose_sharing(trunk: nn.Module, wanted: str = "auto") -> Sharing:
+    """The fastest layout that gives this trunk's own numbers, or the one that is wanted.
+
+    Args:
+        trunk: of a causal model, on its device.
+        wanted: `auto`; `off` for plain rows; `tree` or `cache`.
+
+    Raises:
+        ValueError: another word, or a layout that changes what the trunk computes.
+    """
+    if wanted not in SHARING:
+        raise ValueError(f"prefix_sharing={wanted!r}; allowed: {', '.join(SHARING)}")
+    if wanted == "off":
+        return Sharing("rows", "prefix_sharing is off.")
+    reason = ""
+    for name in ("tree", "cache") if wanted == "auto" else (wanted,):
+        problem = _problem(trunk, name)
+        if not problem:
+            return Sharing(name, reason)
+        reason = f"Not {name}: {problem}."
+    if wanted != "auto":
+        raise ValueError(f"prefix_sharing={wanted!r}: {reason} Set prefix_sharing='auto', or 'off'")
+    return Sharing("rows", reason)
+
+
+def _may_share(trunk: nn.Module, batch: TokenBatch) -> bool:
+    """Whether another layout than rows is right for this batch, and saves something."""
+    if batch.extra or (trunk.training and (recomputes(trunk) or num_dropouts(trunk))):
+        return False
+    if not bool(batch.prompt_mask.any(1).all()):
+        return False
+    num_tokens = int(batch.prompt_mask.sum() + batch.completion_mask.sum())
+    in_rows = len(batch) * (batch.prompt_ids.shape[1] + batch.completion_ids.shape[1])
+    return num_tokens < (1 - MIN_SAVED) * in_rows
+
+
+def _fits(trunk: nn.Module, batch: TokenBatch) -> bool:
+    """Whether the scores of one layer's attention over the tree stay within their budget."""
+    config: Any = trunk.config
+    (num_prompts, length), (rows, tokens) = batch.prompt_ids.shape, batch.completion_ids.shape
+    num_scores = num_prompts * length * length + rows * tokens * (length + tokens)
+    return num_scores * config.num_attention_heads <= MAX_SCORES
+
+
+def _problem(trunk: nn.Module, name: str) -> str:
+    """Why a layout is not right for a trunk, or an empty string."""
+    if places_tokens(trunk):
+        return "the model places its tokens by images"
+    if others := layer_kinds(trunk) - KINDS[name]:
+        return f"it has layers of {', '.join(sorted(others))}"
+    if name == "tree" and not takes_attention(trunk):
+        return "its attention cannot be replaced"
+    try:
+        return _difference(trunk, name)
+    except (TypeError, ValueError, NotImplementedError, AttributeError, RuntimeError, IndexError) as error:
+        return f"it cannot run so ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+
+
+@torch.no_grad()
+def _difference(trunk: nn.Module, name: str) -> str:
+    """What differs between a layout and plain rows on a made-up batch, or an empty string."""
+    batch = _probe(trunk)
+    tree = make_tree(batch)
+    run = partial(run_tree, tree=tree) if name == "tree" else LAYOUTS[name]
+    with evaluation_mode(trunk):
+        exact, found = run_rows(trunk, batch).hidden, run(trunk, batch).hidden
+    if name == "tree" and tree.windows != sliding_windows(trunk):
+        return "its layers do not say what their sliding windows are"
+    there = torch.cat([torch.ones_like(batch.completion_mask[:, :1]), batch.completion_mask], dim=1)
+    difference = float((found - exact)[there].double().norm() / exact[there].double().norm().clamp(min=1e-12))
+    is_wide = exact.dtype in (torch.float32, torch.float64)
+    if difference <= (TOLERANCE if is_wide else LOW_PRECISION_TOLERANCE):
+        return ""
+    return f"hidden states differ from those of plain rows by {difference:.0e} of their size"
+
+
+def _probe(trunk: nn.Module) -> TokenBatch:
+    """Two prompts of 5 and 3 tokens with two completions and one, of 4, 2 and 3 tokens."""
+    embeddings: Any = trunk.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+    device, vocabulary = embeddings.weight.device, embeddings.num_embeddings
+    prompt_mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]], dtype=torch.bool, device=device)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]], dtype=torch.bool, device=device)
+    ids = torch.arange(1, 23, device=device) % vocabulary
+    return TokenBatch(
+        prompt_ids=ids[:10].view(2, 5),
+        prompt_mask=prompt_mask,
+        completion_ids=ids[10:].view(3, 4),
+        completion_mask=mask,
+        loss_mask=mask,
+        prompt_index=torch.tensor([0, 0, 1], device=device),
+        row_id=torch.arange(3, device=device),
+    )

@@ -1,0 +1,54 @@
+"""A micro-batch in parts under a token budget: whole groups, so that a shared prompt stays shared.
+
+The loss of a part is divided by the counts of the whole step, so how a micro-batch is cut changes no gradient. It
+bounds the memory of activations, and keeps rows of one length together.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
+    from torch import Tensor
+
+    from burnish.trainers.config import PolicyConfig
+    from burnish.types import TokenBatch
+
+CPU_TOKENS = 1024  # matrix products are at their best speed with fewer, and the activations of these fit anywhere
+
+
+def token_budget(options: PolicyConfig) -> int | None:
+    """The most tokens of a part: what was asked for, 0 for no bound; unset, `CPU_TOKENS` on a CPU."""
+    if options.token_budget is not None:
+        return options.token_budget or None
+    return CPU_TOKENS if options.device.type == "cpu" else None
+
+
+def cut(batch: TokenBatch, budget: int | None) -> list[Int[Tensor, "K"]]:
+    """The rows of each part, long groups first; a group that is over the budget alone is a part alone.
+
+    Args:
+        batch: rows of P prompts.
+        budget: most tokens of a part, a prompt counted once; None: one part, in the order of the rows.
+    """
+    everything = torch.arange(len(batch), device=batch.row_id.device)
+    if budget is None:
+        return [everything]
+    of_rows = batch.completion_mask.sum(1)  # (N,)
+    lengths = batch.prompt_mask.sum(1).index_add(0, batch.prompt_index, of_rows)  # (P,)
+    if int(lengths.sum()) <= budget:
+        return [everything]
+    parts: list[list[int]] = []
+    used = budget
+    for prompt in lengths.argsort(descending=True, stable=True).tolist():
+        length = int(lengths[prompt])
+        if used + length > budget:
+            parts.append([])
+            used = 0
+        parts[-1].append(prompt)
+        used += length
+    rows = [torch.isin(batch.prompt_index, torch.tensor(part, device=everything.device)) for part in parts]
+    return [everything[mine] for mine in rows if bool(mine.any())]
