@@ -104,7 +104,8 @@ def sliding_windows(trunk: nn.Module) -> list[int]:
 
 def recomputes(trunk: nn.Module) -> bool:
     """Activations of the trunk are computed again in the backward pass (gradient checkpointing)."""
-    return bool(getattr(trunk, "is_gradient_checkpointing", False))
+    names = ("is_activation_checkpointing", "is_gradient_checkpointing")  # renamed in transformers 5.23
+    return next((bool(getattr(trunk, name)) for name in names if hasattr(type(trunk), name)), False)
 
 
 def head_of(model: PreTrainedModel) -> Head:
