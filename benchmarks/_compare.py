@@ -14,16 +14,6 @@ Result = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Arm:
-    """A library, the interpreter that has it, the script that runs it, and what its job has beside the common."""
-
-    name: str
-    python: str
-    script: str
-    options: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class Difference:
     """A quantity of the first step as two arms computed it; of several numbers, those that differ most."""
 
@@ -55,20 +45,22 @@ class Summary:
         seconds: of a step: the median over the timed steps of each process.
         tokens_per_second: useful tokens over all timed steps of each process.
         peak_bytes: largest resident memory in training, or None where it could not be reset after loading.
+        above_bytes: the same less what was resident when the models were loaded: gradients, optimizer, everything else.
         page_faults: of a step, as `seconds`.
         cores: CPU seconds a second of wall clock; less than the threads if the machine was not quiet.
-        ratio: seconds of TRL over seconds of this arm, round by round.
-        memory_ratio: the same for the peak.
+        speedups: baseline -> its seconds over those of this arm, round by round.
+        above_share: `above_bytes` of this arm over those of the first one, round by round.
     """
 
     arm: str
     seconds: Spread
     tokens_per_second: Spread
     peak_bytes: Spread | None
+    above_bytes: Spread | None
     page_faults: Spread
     cores: Spread
-    ratio: Spread
-    memory_ratio: Spread | None
+    speedups: Mapping[str, Spread]
+    above_share: Spread | None
 
 
 def other_tokens(peer: Result, ours: Result) -> list[int]:
@@ -77,9 +69,8 @@ def other_tokens(peer: Result, ours: Result) -> list[int]:
     return [number for number, (a, b) in enumerate(pairs, start=1) if a.get("digest") != b.get("digest")]
 
 
-def differences(peer: Result, ours: Result, quantities: Sequence[str]) -> list[Difference]:
+def differences(theirs: Result, own: Result, quantities: Sequence[str]) -> list[Difference]:
     """Quantities of the first step, compared. A number that is not finite differs infinitely from any other."""
-    theirs, own = peer["first_step"], ours["first_step"]
     return [_difference(name, _as_list(theirs[name]), _as_list(own[name])) for name in quantities]
 
 
@@ -99,43 +90,68 @@ def _as_list(value: float | Sequence[float]) -> Sequence[float]:
     return [value] if isinstance(value, int | float) else value
 
 
-def format_gate(table: Sequence[Difference], *, name: str, judged: bool) -> str:
+def format_gate(table: Sequence[Difference], *, baseline: str, name: str, judged: bool) -> str:
     """The comparison as text; of the log-probs, the row that differs most."""
-    lines = [f"first step         {'TRL':>18} {name:>24} {'relative':>10}"]
+    lines = [f"first step         {baseline:>18} {name:>24} {'relative':>10}"]
     for row in table:
         verdict = "" if not judged else "  equal" if row.relative <= GATE else f"  NOT EQUAL (allowed {GATE:.0e})"
         lines.append(f"{row.quantity:<18} {row.peer:>18.9g} {row.ours:>24.9g} {row.relative:>10.1e}{verdict}")
     return "\n".join(lines)
 
 
-def summarise(results: Mapping[str, Sequence[Result]]) -> list[Summary]:
-    """One summary an arm, in the order of the arms; the first is what the others are compared with."""
-    baseline = next(iter(results.values()))
-    return [_summarise(name, runs, baseline) for name, runs in results.items()]
+def summarise(processes: Mapping[str, Sequence[Result]], *, baselines: Sequence[str]) -> list[Summary]:
+    """One summary an arm, in the order of the arms.
+
+    Args:
+        processes: arm -> the results of its processes, in the order of the rounds.
+        baselines: the arms that the others are compared with in time; memory is compared with the first arm's.
+    """
+    return [_summarise(name, runs, processes, baselines) for name, runs in processes.items()]
 
 
-def _summarise(name: str, runs: Sequence[Result], baseline: Sequence[Result]) -> Summary:
-    has_peak = all(run["peak_bytes"] for run in [*runs, *baseline])
-    pairs = list(zip(baseline, runs, strict=True))
+def _summarise(
+    name: str, runs: Sequence[Result], processes: Mapping[str, Sequence[Result]], baselines: Sequence[str]
+) -> Summary:
+    first = next(iter(processes.values()))
+    has_peak = all(run["peak_bytes"] and run["loaded_bytes"] for run in [*runs, *first])
+    shares = [above_bytes(own) / above_bytes(theirs) for own, theirs in zip(runs, first, strict=True) if has_peak]
     return Summary(
         arm=name,
-        seconds=Spread.of([_per_step(run, "seconds") for run in runs]),
+        seconds=Spread.of([step_median(run["seconds"]) for run in runs]),
         tokens_per_second=Spread.of([_tokens_per_second(run) for run in runs]),
         peak_bytes=Spread.of([run["peak_bytes"] for run in runs]) if has_peak else None,
-        page_faults=Spread.of([_per_step(run, "page_faults") for run in runs]),
-        cores=Spread.of([sum(_timed(run, "cpu_seconds")) / sum(_timed(run, "seconds")) for run in runs]),
-        ratio=Spread.of([_per_step(peer, "seconds") / _per_step(run, "seconds") for peer, run in pairs]),
-        memory_ratio=Spread.of([p["peak_bytes"] / r["peak_bytes"] for p, r in pairs]) if has_peak else None,
+        above_bytes=Spread.of([above_bytes(run) for run in runs]) if has_peak else None,
+        page_faults=Spread.of([step_median(run["page_faults"]) for run in runs]),
+        cores=Spread.of([sum(timed(run["cpu_seconds"])) / sum(timed(run["seconds"])) for run in runs]),
+        speedups={arm: speedup(processes[arm], runs) for arm in baselines},
+        above_share=Spread.of(shares) if shares else None,
     )
 
 
-def _timed(run: Result, name: str) -> Sequence[Any]:
-    return run[name][WARM_UP:]
+def speedup(baseline: Sequence[Result], runs: Sequence[Result], phase: str | None = None) -> Spread:
+    """Seconds of a step, or of a phase of it, of the baseline over those of an arm, round by round."""
+    pairs = zip(baseline, runs, strict=True)
+    return Spread.of([_seconds(theirs, phase) / max(_seconds(own, phase), 1e-9) for theirs, own in pairs])
 
 
-def _per_step(run: Result, name: str) -> float:
-    return statistics.median(_timed(run, name))
+def _seconds(run: Result, phase: str | None) -> float:
+    return step_median(run["seconds"] if phase is None else run["phases"][phase])
+
+
+def above_bytes(run: Result) -> int:
+    """Peak memory above the loaded models."""
+    return run["peak_bytes"] - run["loaded_bytes"]
+
+
+def timed(values: Sequence[Any]) -> Sequence[Any]:
+    """One value a step, without those to warm up."""
+    return values[WARM_UP:]
+
+
+def step_median(values: Sequence[float]) -> float:
+    """The median over the timed steps."""
+    return statistics.median(timed(values))
 
 
 def _tokens_per_second(run: Result) -> float:
-    return sum(step["useful_tokens"] for step in _timed(run, "steps")) / sum(_timed(run, "seconds"))
+    return sum(step["useful_tokens"] for step in timed(run["steps"])) / sum(timed(run["seconds"]))

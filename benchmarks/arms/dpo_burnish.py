@@ -1,0 +1,57 @@
+"""Burnish's arm: one job of its DPOTrainer, in the environment that started the benchmark."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from dpo_measure import SIDES, Inputs, Logps, Row, run
+
+from burnish import DPOConfig, DPOTrainer, PreferenceBatch
+from burnish.types import PairLogps
+
+
+def make_trainer(job: dict[str, Any], inputs: Inputs) -> DPOTrainer:
+    return DPOTrainer(
+        model=inputs.policy,
+        ref_model=inputs.reference,
+        args=DPOConfig(**inputs.options, cpu_tuning=job["cpu_tuning"]),
+        train_dataset=job["rows"],
+        processing_class=inputs.tokenizer,
+    )
+
+
+def record_logps(trainer: Any, logps: Logps) -> None:
+    """Write the summed log-probs of the first micro-batch that is trained on.
+
+    The check before the first step scores rows without gradient, and is left out.
+    """
+    loss = trainer.dpo_loss
+
+    def recording_loss(pair: PairLogps, batch: PreferenceBatch) -> Any:
+        if torch.is_grad_enabled() and not logps:
+            found = (pair.chosen, pair.rejected, pair.ref_chosen, pair.ref_rejected)
+            names = (f"{of}/{side}" for of in ("logps", "ref_logps") for side in SIDES)
+            logps.update({name: values.detach().double().tolist() for name, values in zip(names, found, strict=True)})
+        return loss(pair, batch)
+
+    trainer.dpo_loss = recording_loss
+
+
+def rows_of(batch: PreferenceBatch) -> tuple[list[Row], list[Row]]:
+    """Chosen and rejected rows of a parcel, without its padding."""
+    chosen, rejected = batch.pairs.unbind(1)
+    return [_row(batch, index) for index in chosen.tolist()], [_row(batch, index) for index in rejected.tolist()]
+
+
+def _row(batch: PreferenceBatch, index: int) -> Row:
+    prompt, there = int(batch.prompt_index[index]), batch.completion_mask[index]
+    prompt_ids = batch.prompt_ids[prompt][batch.prompt_mask[prompt]].tolist()
+    return Row(
+        ids=prompt_ids + batch.completion_ids[index][there].tolist(),
+        trained=[False] * len(prompt_ids) + batch.loss_mask[index][there].tolist(),
+    )
+
+
+if __name__ == "__main__":
+    run(library="burnish", make_trainer=make_trainer, record_logps=record_logps, rows_of=rows_of)

@@ -1,0 +1,101 @@
+"""Burnish's arm: one job of its GRPOTrainer, in the environment that started the benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from grpo_measure import digit_reward, frozen_reward, run, training_options
+from transformers import AutoModelForCausalLM
+
+from burnish import Completion, GRPOConfig, GRPOTrainer
+from burnish.types import LossOutput, RolloutBatch
+
+
+class FrozenGenerator:
+    """Gives the answers of the frozen rollout."""
+
+    def __init__(self, completion_ids: list[list[int]]) -> None:
+        self.completion_ids = completion_ids
+
+    def update_policy(self, model: Any, *, version: int) -> None:
+        """The answers stay."""
+
+    def generate(self, prompts: Any, params: Any, *, num_samples: int, **_: Any) -> list[Completion]:
+        """The frozen answers, in order; their sampler's log-probs are not read."""
+        repeated = [prompt for prompt in prompts for _ in range(num_samples)]
+        return [
+            Completion(
+                prompt_ids=prompt.ids,
+                token_ids=torch.tensor(ids),
+                logps=torch.zeros(len(ids)),
+                kept_mass=torch.ones(len(ids)),
+                loss_mask=torch.ones(len(ids), dtype=torch.bool),
+                finish_reason="length",
+            )
+            for prompt, ids in zip(repeated, self.completion_ids, strict=True)
+        ]
+
+
+class FrozenTrainer(GRPOTrainer):
+    """Trains on the frozen rollout, its old policy moved by the job's noise."""
+
+    old_noise: torch.Tensor
+    kl: float
+
+    def _rescore(self, batch: RolloutBatch) -> RolloutBatch:
+        scored = super()._rescore(batch)
+        assert scored.old_logps is not None
+        return replace(scored, old_logps=scored.old_logps + self.old_noise)
+
+    def _compute_loss(self, model: Any, batch: RolloutBatch) -> LossOutput:
+        output = super()._compute_loss(model, batch)
+        # One mean a row. The answers are of one length, so the mean over rows is the mean over tokens.
+        self.kl = sum(float(term.losses.detach().mean()) for term in output.terms if term.name == "kl")
+        return output
+
+    def kl_of_loss(self, line: Mapping[str, float]) -> float:
+        """The term's mean; the `kl` that is logged is not multiplied by the ratio."""
+        del line
+        return self.kl
+
+
+def make_trainer(
+    job: dict[str, Any],
+    policy: Any,
+    tokenizer: Any,
+    *,
+    kind: type = GRPOTrainer,
+    reward: Any = digit_reward,
+    **own: Any,
+) -> Any:
+    config = GRPOConfig(
+        **training_options(job),
+        cpu_tuning=job["cpu_tuning"],
+        min_new_tokens=0 if job["frozen_step"] else job["new_tokens"],
+        reward_isolation="none",
+    )
+    reference = {}
+    if job["beta"]:
+        reference["ref_model"] = AutoModelForCausalLM.from_pretrained(job["reference_model"], dtype=torch.float32)
+    rows = [{"prompt": text} for text in job["prompts"]]
+    return kind(policy, reward, config, train_dataset=rows, processing_class=tokenizer, **reference, **own)
+
+
+def make_frozen(job: dict[str, Any], policy: Any, tokenizer: Any) -> FrozenTrainer:
+    frozen = job["frozen"]
+    generator = FrozenGenerator(frozen["completion_ids"])
+    trainer = make_trainer(job, policy, tokenizer, kind=FrozenTrainer, reward=frozen_reward(job), generator=generator)
+    trainer.old_noise = torch.tensor(frozen["old_noise"])
+    return trainer
+
+
+if __name__ == "__main__":
+    run(
+        library="burnish",
+        make_trainer=make_trainer,
+        make_frozen=make_frozen,
+        reference_of=lambda trainer: trainer.reference.model,
+    )
