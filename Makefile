@@ -31,7 +31,7 @@ same: $(READY)
 	$(BIN)/python tools/same.py $(REF)
 
 bench: $(READY)
-	$(BIN)/python benchmarks/vs_trl.py dpo
+	$(BIN)/python benchmarks/table.py
 
 docs: $(READY)
 	$(BIN)/python tools/flow.py
