@@ -10,21 +10,19 @@ from typing import Any
 from _compare import speedup, summarise, timed
 from _paired import OURS, PEER, PEER_TUNED, Case, Comparison
 
-PREFERENCES, QUESTIONS = "preferences.jsonl", "gsm8k.jsonl"
+PREFERENCES = "preferences.jsonl"
 LONG = {"prompt_tokens": 256, "answer_tokens": 128, "pairs": 2}
 GROUPS = {"prompt_tokens": 256, "new_tokens": 64, "num_generations": 8, "num_prompts": 2}
 RECIPE = {"num_prompts": 8, "num_generations": 8, "new_tokens": 16, "micro_batch": 16, "beta": 0.0}
 
 CASES = {
-    "dpo-live-float32": Case(method="dpo", data=PREFERENCES, options=LONG),
-    "dpo-live-bfloat16": Case(method="dpo", data=PREFERENCES, options=LONG, precision="bfloat16"),
-    "dpo-cached-float32": Case(method="dpo", data=PREFERENCES, options={**LONG, "reference": "cached"}),
-    "dpo-cached-bfloat16": Case(
-        method="dpo", data=PREFERENCES, options={**LONG, "reference": "cached"}, precision="bfloat16"
-    ),
+    "dpo-live-float32": Case(method="dpo", options=LONG),
+    "dpo-live-bfloat16": Case(method="dpo", options=LONG, precision="bfloat16"),
+    "dpo-cached-float32": Case(method="dpo", options={**LONG, "reference": "cached"}),
+    "dpo-cached-bfloat16": Case(method="dpo", options={**LONG, "reference": "cached"}, precision="bfloat16"),
     "dpo-preferences-float32": Case(method="dpo", data=PREFERENCES, options={"pairs": 2}),
     "dpo-preferences-bfloat16": Case(method="dpo", data=PREFERENCES, options={"pairs": 2}, precision="bfloat16"),
-    "grpo-float32": Case(method="grpo", data=QUESTIONS, options=GROUPS),
+    "grpo-float32": Case(method="grpo", data="recipe:spoken-train", options=GROUPS),
     "recipe-float32": Case(method="grpo", options=RECIPE),
 }
 

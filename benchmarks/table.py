@@ -20,18 +20,16 @@ from _paired import Case, Comparison, NotEqualError, compare, make_arms
 from _processes import CHECKOUT, Arm, ArmFailedError, peer_python, run_arm, run_prepare, say
 from _record import machine_facts, new_record
 from _table_page import page
-from _table_rows import CASES, ROWS, Outcome, Row, product_share
+from _table_rows import CASES, PREFERENCES, ROWS, Outcome, Row, product_share
 
-DATA = CHECKOUT.parent / "shared" / "data"
+DATA = CHECKOUT.parent / "shared" / "data" / PREFERENCES
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__, steps=5, rounds=1)
     names = [row.name for row in ROWS]
     parser.add_argument("--only", nargs="+", metavar="ROW", choices=names, help=f"rows to run: {', '.join(names)}")
-    parser.add_argument(
-        "--data-dir", type=Path, default=DATA, help="has preferences.jsonl and gsm8k.jsonl (default: ../shared/data)"
-    )
+    parser.add_argument("--preferences", type=Path, default=DATA, help="pairs (../shared/data/preferences.jsonl)")
     parser.add_argument("--no-profile", action="store_true", help="no profile of rows that miss their floor")
     return parser.parse_args()
 
@@ -68,8 +66,8 @@ def run_cases(rows: Sequence[Row], args: argparse.Namespace) -> dict[str, Compar
     for name in dict.fromkeys(row.case for row in rows if isinstance(row.case, str)):
         case = sized(CASES[name], args)
         say(f"{name}:")
-        if case.data is not None and not Path(case.data).is_file():
-            done[name] = f"not run: there is no {Path(case.data).name} in --data-dir"
+        if case.data == str(args.preferences) and not args.preferences.is_file():
+            done[name] = f"not run: no file {args.preferences.name}; --preferences names one"
             continue
         arms = make_arms(case.method, given_python=args.peer_python, peer_tuned=True)
         try:
@@ -82,7 +80,7 @@ def run_cases(rows: Sequence[Row], args: argparse.Namespace) -> dict[str, Compar
 
 def sized(case: Case, args: argparse.Namespace) -> Case:
     """A case with the command line's numbers, and its data where they lie."""
-    data = None if case.data is None else str(args.data_dir / case.data)
+    data = str(args.preferences) if case.data == PREFERENCES else case.data
     return replace(case, data=data, steps=args.steps, rounds=args.rounds, threads=args.threads)
 
 

@@ -46,7 +46,9 @@ def main() -> int:
     args, machine = parse_arguments(), machine_facts()
     earlier = json.loads(args.from_results.read_text(encoding="utf-8")) if args.from_results else {}
     try:
-        seconds = earlier.get("seconds_a_step") or time_steps(args)
+        seconds = earlier.get("seconds_a_step", {})
+        if not seconds or (PEER not in seconds and not args.ours_only):
+            seconds = time_steps(args)
         runs = [read_earlier(run) for run in earlier.get("runs", [])]
         runs += [read_run_directory(directory) for directory in args.from_runs or []]
         runs += train(args, known={run.name for run in runs}, ours_known=bool(args.from_runs))

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from inputs import endless, exact_texts, prepare, save_noisy_reference, token_ids
+from inputs import endless, exact_texts, prepare, read_rows, save_noisy_reference, token_ids
 
 from burnish.data.formats import ChatPreference, read_preference
 from burnish.data.sampler import RankBatchSampler
-from burnish.data.sources import load_rows
 from burnish.data.tokenize import prepare_preferences
 from burnish.data.truncate import TruncationPolicy
 
@@ -27,7 +26,7 @@ TextRow = dict[str, str]
 
 
 def inputs(job: dict[str, Any], folder: Path, tokenizer: Any) -> dict[str, Any]:
-    texts = [as_text(row, tokenizer) for row in load_rows(job["data"])]
+    texts = [as_text(row, tokenizer) for row in read_rows(job["data"])]
     random.Random(job["seed"]).shuffle(texts)
     needed = job["num_steps"] * job["pairs"]
     exact = job["prompt_tokens"] is not None

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from inputs import endless, exact_texts, prepare, save_noisy_reference, token_ids
+from inputs import endless, exact_texts, prepare, read_rows, save_noisy_reference, token_ids
 from transformers import AutoModelForCausalLM
 
-from burnish.data.sources import load_rows
 from burnish.generation.base import Prompt, SamplingParams
 from burnish.generation.native import NativeGenerator
 
@@ -42,7 +41,7 @@ def pick_prompts(job: dict[str, Any], tokenizer: Any) -> list[str]:
 
     With `prompt_tokens` each has exactly so many: running text of the data stands before the question.
     """
-    rows = list(load_rows(job["data"]))
+    rows = read_rows(job["data"])
     random.Random(job["seed"]).shuffle(rows)
     needed = job["num_steps"] * job["num_prompts"]
     if job["prompt_tokens"] is not None:

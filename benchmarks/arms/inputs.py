@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from burnish.data.sources import load_rows
 from burnish.models.load import load_tokenizer, resolve_model
 
 SPREAD = 8  # tokens by which a piece of text may tokenise otherwise at its ends
@@ -61,6 +62,12 @@ def save_noisy_reference(model: str, directory: Path, *, seed: int, noise: float
             parameter.add_(drawn * noise * parameter.std(unbiased=False))
     reference.save_pretrained(directory / "reference")
     return str(directory / "reference")
+
+
+def read_rows(source: Any) -> list[dict[str, Any]]:
+    """The rows of a source as `burnish.data.sources.load_rows` takes it."""
+    rows: Any = load_rows(source)
+    return list(rows)
 
 
 def token_ids(text: str, tokenizer: Any) -> list[int]:

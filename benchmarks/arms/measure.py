@@ -54,7 +54,7 @@ class StepClock(TrainerCallback):
     """Wall clock, CPU time and page faults of each optimizer step, from one step's end to the next one's.
 
     So a step includes its collation, its rollout and whatever the library does between steps; the first one starts
-    where the Trainer says that it begins. The peak of memory counts from there too.
+    with the first epoch, before its rollout. The peak of memory counts from there too.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class StepClock(TrainerCallback):
         self.matmul_precision = torch.get_float32_matmul_precision()
         self.has_peak = False
 
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
+    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
         """Mark where the first step begins."""
         if not self.starts:
             self.has_peak = reset_peak_memory()

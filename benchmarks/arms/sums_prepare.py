@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from inputs import prepare
+from inputs import prepare, read_rows
 
 from burnish.cli.runfile import load_runfile
-from burnish.data.sources import load_rows
 
 RECIPE = "recipe:grpo"
 
@@ -18,8 +17,8 @@ def inputs(job: dict[str, Any], folder: Path, tokenizer: Any) -> dict[str, Any]:
     recipe = load_runfile(RECIPE)
     return {
         "training": dict(recipe.training),
-        "train_rows": list(load_rows(recipe.train)),
-        "eval_rows": list(load_rows(recipe.eval))[: job["eval_rows"]],
+        "train_rows": read_rows(recipe.train),
+        "eval_rows": read_rows(recipe.eval)[: job["eval_rows"]],
         "rewards": list(recipe.rewards),
     }
 
