@@ -161,7 +161,7 @@ def test_rewards_see_columns_state_and_notes(tmp_path):
     ]
     assert all(line["own/metric"] == 2.5 for line in step_lines(trainer))
     (batch,) = taken[-1]
-    shown = [row["first_token"] for row in trainer.round_report.latest]
+    shown = [row["extra/first_token"] for row in trainer.round_report.latest]
     assert shown == [str(token) for token in batch.completion_ids[:, 0].tolist()]
 
 

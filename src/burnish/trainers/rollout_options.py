@@ -114,8 +114,8 @@ class RewardOptions(RolloutOptions):
     curriculum_window: list[float] | None = arg(
         None, "Lowest and highest solve rate of prompts that are visited in every epoch; others every fourth one."
     )
-    log_completions: bool = arg(False, "Show answers with their rewards on the console at each log line.")
-    num_completions_to_print: int | None = arg(None, "How many of them; unset: 4.")
+    log_completions: bool = arg(False, "Show a table of answers with their rewards at each log line.")
+    num_completions_to_print: int | None = arg(None, "How many of them, 1 or more; unset: 4.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -128,6 +128,8 @@ class RewardOptions(RolloutOptions):
             raise ValueError(f"curriculum_window={window!r}; allowed: two numbers, 0 <= lowest <= highest <= 1")
         if self.num_completions_to_print is not None and not self.log_completions:
             raise ValueError("num_completions_to_print has no effect without log_completions=True")
+        if self.num_completions_to_print is not None and self.num_completions_to_print < 1:
+            raise ValueError(f"num_completions_to_print={self.num_completions_to_print!r}; allowed: 1 or more, or None")
 
 
 @dataclass
