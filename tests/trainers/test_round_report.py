@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).parents[1] / "invariants"))
 from online_training import make_online_trainer, make_prompts, near_wanted
 
+from burnish.runtime.rundir import read_events
 from burnish.trainers.round_table import round_table
 
 ROW = {"row": 1, "prompt": "1 + 1 =", "completion": "2", "rewards/number": 1.0, "reward": 1.0, "advantage": 0.5}
@@ -136,3 +138,45 @@ def test_an_advantage_of_single_tokens_is_shown_as_their_mean(tmp_path):
     assert lengths.min() < lengths.max()
     for row, advantages, mask in zip(trainer.round_report.latest, batch.advantages, batch.loss_mask, strict=True):
         assert row["advantage"] == pytest.approx(advantages[mask].mean().item(), abs=1e-6)
+
+
+# Self-checks while it runs.
+
+
+def nothing(completions, **_):
+    return [None] * len(completions)
+
+
+def always_right(completions, **_):
+    return [1.0] * len(completions)
+
+
+@pytest.mark.parametrize(
+    ("code", "options", "told"),
+    [
+        ("no_rewards", {"reward_funcs": nothing}, "no reward function scored any answer of this round"),
+        ("no_signal", {"reward_funcs": always_right}, "all answers have the same reward (mean 1)"),
+        (
+            "near_greedy",
+            {"temperature": 0.01, "max_completion_length": 24, "min_new_tokens": 24},
+            "sampling is nearly greedy, or the policy collapsed. Raise temperature",
+        ),
+    ],
+    ids=["no_rewards", "no_signal", "near_greedy"],
+)
+def test_a_round_that_teaches_nothing_is_told_once_and_counted(tmp_path, caplog, code, options, told):
+    """The warning is shown at the first round, and is an event of both."""
+    with caplog.at_level(logging.WARNING):
+        _, run_dir = watched(tmp_path, max_steps=2, **options)
+    messages = [record.getMessage() for record in caplog.records if told in record.getMessage()]
+    assert [message.partition(": ")[0] for message in messages] == ["step 1"]
+    alarms = [event for event in read_events(run_dir / "events.jsonl") if event["kind"] == "alarm"]
+    assert [event["step"] for event in alarms if event["code"] == code] == [1, 2]
+    assert [event["message"] for event in alarms if event["code"] == code][0] == messages[0]
+
+
+def test_a_healthy_run_raises_no_alarm(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        _, run_dir = watched(tmp_path, max_steps=2)
+    assert not [event for event in read_events(run_dir / "events.jsonl") if event["kind"] == "alarm"]
+    assert not caplog.records
