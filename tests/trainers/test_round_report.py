@@ -172,7 +172,7 @@ def test_a_round_that_teaches_nothing_is_told_once_and_counted(tmp_path, caplog,
     assert [message.partition(": ")[0] for message in messages] == ["step 1"]
     alarms = [event for event in read_events(run_dir / "events.jsonl") if event["kind"] == "alarm"]
     assert [event["step"] for event in alarms if event["code"] == code] == [1, 2]
-    assert [event["message"] for event in alarms if event["code"] == code][0] == messages[0]
+    assert next(event["message"] for event in alarms if event["code"] == code) == messages[0]
 
 
 def test_a_healthy_run_raises_no_alarm(tmp_path, caplog):
