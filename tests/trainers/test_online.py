@@ -22,6 +22,7 @@ from online_training import (
 )
 from training import relative_distance, step_gradients
 
+from burnish.compat import UNBUILT_GRPO_ARGUMENTS
 from burnish.generation.native import NativeGenerator
 from burnish.rewards import RewardError
 from burnish.runtime.rundir import read_events
@@ -318,6 +319,16 @@ def needs_wanted(completions, wanted):
 )
 def test_options_that_cannot_be(tmp_path, options, named):
     assert named in refused(tmp_path, **options)
+
+
+@pytest.mark.parametrize("name", sorted(UNBUILT_GRPO_ARGUMENTS))
+def test_arguments_of_trl_that_are_not_built(tmp_path, name):
+    """Refused by name before a model is loaded, and accepted where they are off."""
+    config = GRPOConfig(output_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=rf"{name}=\[.*is an option of TRL that Burnish has not built yet"):
+        GRPOTrainer("no/such-model", near_wanted, config, **{name: [len]})
+    trainer = GRPOTrainer(make_model(), near_wanted, config, processing_class=make_tokenizer(), **{name: None})
+    assert trainer.args is config
 
 
 def test_prompts_that_are_too_long_keep_their_end_and_are_counted(tmp_path):

@@ -51,9 +51,18 @@ def test_the_table_by_hand():
 def test_several_rewards_have_a_total_and_notes_a_column():
     row = {**ROW, "rewards/short": 0.3, "reward": 1.3, "extra/found": "two"}
     text = shown(round_table([row], "x"))
-    assert cells(text) == [["1 + 1 =", "2", "1", "0.3", "1.3", "+0.5", "two"]]
-    assert "reward" in text
-    assert "found" in text
+    assert cells(text) == [["1 + 1 =", "2", "1", "0.3", "1.3", "+0.5", "found: two"]]
+    assert all(header in text for header in ("number", "short", "reward", "notes"))
+
+
+def test_many_rewards_are_lines_of_one_column():
+    row = {**ROW, "rewards/short": None, "rewards/long_name": -2.0, "reward": -1.0}
+    assert cells(shown(round_table([row], "x"))) == [
+        ["1 + 1 =", "2", "number 1", "+0.5"],
+        ["", "", "short –", ""],
+        ["", "", "long_name -2", ""],
+        ["", "", "reward -1", ""],
+    ]
 
 
 def test_texts_are_inert_and_long_ones_lose_their_middle():

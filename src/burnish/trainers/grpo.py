@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from burnish.compat import GRPO_ALIASES, UNBUILT_GRPO, accept_trl_fields
+from burnish.compat import GRPO_ALIASES, UNBUILT_GRPO, UNBUILT_GRPO_ARGUMENTS, accept_trl_fields, refuse_unbuilt
 from burnish.losses.auxiliary import load_balancing
 from burnish.losses.kl import with_kl_penalty
 from burnish.models.forward import forward
@@ -108,6 +108,8 @@ class GRPOTrainer(OnlineTrainer):
         ref_model: str | PreTrainedModel | None = None,
         **kwargs: Any,
     ) -> None:
+        for name in kwargs.keys() & UNBUILT_GRPO_ARGUMENTS:
+            refuse_unbuilt(name, kwargs.pop(name), UNBUILT_GRPO_ARGUMENTS)
         options = self.checked_args(args)
         self.objective = bind_objective(
             options,
