@@ -95,6 +95,7 @@ GRPO_ALIASES = {
     "vllm_importance_sampling_clip_min": "importance_sampling_clip_min",
     "vllm_importance_sampling_cap": "importance_sampling_clip_max",
 }
+UNSET_BY_NONE = frozenset({"vllm_importance_sampling_cap"})  # aliases whose None means that they are not given
 # Names of losses in other versions of TRL -> ours.
 LOSS_ALIASES = {"aot_pair": "aot_unpaired"}
 
@@ -123,7 +124,10 @@ def resolve_checkpointing(config: Any, *, default: bool) -> None:
 
 
 def accept_trl_fields(
-    unbuilt: Mapping[str, tuple[Any, ...]], *, aliases: Mapping[str, str] = MappingProxyType({})
+    unbuilt: Mapping[str, tuple[Any, ...]],
+    *,
+    aliases: Mapping[str, str] = MappingProxyType({}),
+    unset_by_none: frozenset[str] = frozenset(),
 ) -> Callable[[type[Config]], type[Config]]:
     """Class decorator for a config dataclass: take `unbuilt` options at their default, refuse them otherwise.
 
@@ -138,6 +142,8 @@ def accept_trl_fields(
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
             for name in [name for name in kwargs if name in unbuilt]:
                 refuse_unbuilt(name, kwargs.pop(name), unbuilt)
+            for name in [name for name in unset_by_none if name in kwargs and kwargs[name] is None]:
+                del kwargs[name]
             for name in [name for name in kwargs if name in aliases]:
                 if aliases[name] in kwargs:
                     raise TypeError(f"{name} and {aliases[name]} are one option: set {aliases[name]} alone")
