@@ -37,6 +37,23 @@ def test_positional_arguments_still_work():
     assert Config(0.7).beta == 0.7
 
 
+@accept_trl_fields({"use_vllm": (False,)}, aliases={"vllm_cap": "cap"})
+@dataclass
+class Aliased:
+    cap: float = 3.0
+
+
+def test_what_is_set_on_an_instance_is_treated_the_same():
+    """Scripts set options after they are parsed, and ask for those that they do not set."""
+    config = Aliased(vllm_cap=2.0)
+    config.use_vllm = False
+    config.vllm_cap = 4.0
+    assert (config.cap, config.vllm_cap, config.use_vllm) == (4.0, 4.0, False)
+    assert config == Aliased(cap=4.0)
+    with pytest.raises(ValueError, match="use_vllm=True is an option of TRL"):
+        config.use_vllm = True
+
+
 @pytest.mark.parametrize("name", sorted(UNBUILT_DPO))
 def test_every_unbuilt_option_of_dpo(name, tmp_path):
     """Accepted at each of its defaults, refused when set, and no field of ours, which would hide it."""

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from burnish.importance import importance_corrections
+from burnish.importance import check_correction, importance_corrections
+from burnish.losses import policy_losses
 from burnish.metrics import EXPLANATIONS, Estimate, shown
 from burnish.types import Mean
 
@@ -33,6 +34,21 @@ def test_values(name, expected):
     """Tokens 0.5, 1, 4 and 2, 2 in [0.8, 3]; as answers 2 and 4. Untrained tokens are in no product and have 1."""
     weights = correct(name, clip_max=3.0, clip_min=0.8).weights
     torch.testing.assert_close(weights, torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("loss", sorted(policy_losses))
+def test_a_correction_of_whole_answers_does_not_go_with_a_loss_that_multiplies_it_up(name, loss):
+    inside = policy_losses[loss].facts["correction"] == "inside"
+    if not (inside and name.startswith("sequence")):
+        check_correction(importance_corrections[name], policy_losses[loss])
+        return
+    with pytest.raises(ValueError, match=rf"'{name}' gives each token .* '{loss}' .* choose token_.* or token_"):
+        check_correction(importance_corrections[name], policy_losses[loss])
+
+
+def test_vespo_is_such_a_loss():
+    assert [name for name in policy_losses if policy_losses[name].facts["correction"] == "inside"] == ["vespo"]
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -7,6 +7,7 @@ are accepted, so that a script runs after its import line is changed; set to any
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from importlib.metadata import version
@@ -80,6 +81,12 @@ UNBUILT_GRPO: dict[str, tuple[Any, ...]] = {
     "log_completions_hub_repo": (None,),
     "max_tool_calling_iterations": (None,),
 }
+# Arguments of TRL's GRPOTrainer -> the values that mean "off".
+UNBUILT_GRPO_ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "tools": (None,),
+    "environment_factory": (None,),
+    "rollout_func": (None,),
+}
 # Options of TRL's GRPOConfig whose meaning is not bound to one engine here.
 GRPO_ALIASES = {
     "vllm_importance_sampling_correction": "importance_sampling_correction",
@@ -88,6 +95,7 @@ GRPO_ALIASES = {
     "vllm_importance_sampling_clip_min": "importance_sampling_clip_min",
     "vllm_importance_sampling_cap": "importance_sampling_clip_max",
 }
+UNSET_BY_NONE = frozenset({"vllm_importance_sampling_cap"})  # aliases whose None means that they are not given
 # Names of losses in other versions of TRL -> ours.
 LOSS_ALIASES = {"aot_pair": "aot_unpaired"}
 
@@ -116,20 +124,26 @@ def resolve_checkpointing(config: Any, *, default: bool) -> None:
 
 
 def accept_trl_fields(
-    unbuilt: Mapping[str, tuple[Any, ...]], *, aliases: Mapping[str, str] = MappingProxyType({})
+    unbuilt: Mapping[str, tuple[Any, ...]],
+    *,
+    aliases: Mapping[str, str] = MappingProxyType({}),
+    unset_by_none: frozenset[str] = frozenset(),
 ) -> Callable[[type[Config]], type[Config]]:
     """Class decorator for a config dataclass: take `unbuilt` options at their default, refuse them otherwise.
 
-    An option under its name in `aliases` is taken as the one that it stands for; both at once are refused.
+    An option under its name in `aliases` is taken as the one that it stands for; both at once are refused. What is
+    set on an instance is treated the same; what is read of an unbuilt option is its default.
     """
 
     def decorate(cls: type[Config]) -> type[Config]:
-        own_init = cls.__init__
+        own_init, own_setattr = cls.__init__, cls.__setattr__
 
         @functools.wraps(own_init)
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
             for name in [name for name in kwargs if name in unbuilt]:
                 refuse_unbuilt(name, kwargs.pop(name), unbuilt)
+            for name in [name for name in unset_by_none if name in kwargs and kwargs[name] is None]:
+                del kwargs[name]
             for name in [name for name in kwargs if name in aliases]:
                 if aliases[name] in kwargs:
                     raise TypeError(f"{name} and {aliases[name]} are one option: set {aliases[name]} alone")
@@ -140,7 +154,16 @@ def accept_trl_fields(
                 raise TypeError(f"{cls.__name__} has no option {hints}")
             own_init(self, *args, **kwargs)
 
-        cls.__init__ = __init__
+        def __setattr__(self: Any, name: str, value: Any) -> None:
+            if name in unbuilt:
+                refuse_unbuilt(name, value, unbuilt)
+            own_setattr(self, aliases.get(name, name), value)
+
+        cls.__init__, cls.__setattr__ = __init__, __setattr__
+        for name, off in unbuilt.items():
+            setattr(cls, name, off[0])
+        for name, own in aliases.items():
+            setattr(cls, name, property(operator.attrgetter(own)))
         return cls
 
     return decorate

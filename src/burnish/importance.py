@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
 
+    from burnish.registry import Entry
+    from burnish.types import TokenLoss
+
 LARGEST_EXPONENT = 40.0  # a weight that large times a loss is still a float32
 
 
@@ -43,6 +46,23 @@ class ImportanceWeights:
 
 importance_corrections: Table[..., ImportanceWeights] = Table("importance correction", level="token")
 importance_correction = importance_corrections.register
+
+
+def check_correction(entry: Entry[..., ImportanceWeights], loss: Entry[..., TokenLoss]) -> None:
+    """Refuse a correction that a policy loss cannot take.
+
+    Raises:
+        ValueError: every token has the weight of its whole answer, and the loss multiplies the weights of an answer's
+            tokens up itself: it would be there to the power of the answer's length.
+    """
+    if loss.facts["correction"] == "inside" and entry.facts["level"] == "sequence":
+        rows = [importance_corrections[name] for name in importance_corrections]
+        fitting = [row.name for row in rows if row.facts["level"] == "token"]
+        raise ValueError(
+            f"importance_sampling_mode={entry.name!r} gives each token the weight of its whole answer, and the policy "
+            f"loss {loss.name!r} multiplies the weights of an answer's tokens up itself: choose "
+            f"{' or '.join(fitting)}, or importance_sampling_correction=False"
+        )
 
 
 @importance_correction("token_truncate")

@@ -115,6 +115,9 @@ EXPLANATIONS: dict[str, str] = {
     "loss/": "One term of a loss with several, before its weight: the mean over that term's own unit.",
 }
 
+# Of answers to held-out prompts alone: logged as eval_accuracy and the like, so that a reward may log them in training.
+HELD_OUT = frozenset({"accuracy", "accuracy_greedy", "reward_greedy", "win_rate", "win_rate/low", "win_rate/high"})
+
 
 def explain(name: str) -> str | None:
     """The sentence that explains a metric, whatever its `eval_` or `train_` prefix, or None if it is unknown.

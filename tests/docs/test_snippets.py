@@ -3,9 +3,11 @@
 The snippets of a page run from top to bottom in one namespace, like a notebook, in an empty directory, without a
 network. There they find
 
-- `my-model`: a directory with a tiny random model and its tokenizer;
+- `my-model`: a directory with a tiny random model and its tokenizer; every tenth token ends an answer of it;
+- `my-reward-model`: one with a tiny random sequence classifier;
 - `smollm2-135m`, the embedded model: the same tiny model;
 - `rows.jsonl`: twelve preference rows as messages;
+- `problems.jsonl`: three prompts as messages, each with a `solution`;
 - `recipe:NAME`: the data sets of the package, as they are.
 
 A snippet after a line `<!-- skip: reason -->` is not run.
@@ -19,7 +21,9 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
+from burnish.cli.runfile import load_runfile
 from burnish.models.embedded import EMBEDDED
 from conftest import make_model, make_rows, make_tokenizer
 
@@ -37,10 +41,20 @@ def snippets(path: Path) -> list[str]:
 PAGES = [
     path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if path.is_file() and snippets(path)
 ]
+SLOW_PAGES = {"trl-grpo-examples.md"}  # several runs each
+RUN_FILE = re.compile(r"^```yaml\n(method: .*?)^```", re.DOTALL | re.MULTILINE)
 
 
 def save_tiny_model(directory: Path) -> None:
-    make_model(max_position_embeddings=2048).save_pretrained(directory)
+    model = make_model(max_position_embeddings=2048)
+    model.generation_config.eos_token_id = list(range(2, 259, 10))
+    model.save_pretrained(directory)
+    make_tokenizer().save_pretrained(directory)
+
+
+def save_tiny_classifier(directory: Path) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForSequenceClassification(LlamaConfig(vocab_size=259, num_labels=1, **sizes)).save_pretrained(directory)
     make_tokenizer().save_pretrained(directory)
 
 
@@ -50,18 +64,25 @@ def workplace(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BURNISH_CACHE", str(tmp_path / "cache"))
     save_tiny_model(tmp_path / "my-model")
+    save_tiny_classifier(tmp_path / "my-reward-model")
     for name, model in EMBEDDED.items():
         save_tiny_model(tmp_path / model.hub_name)  # where the name leads without the package
         try:
             save_tiny_model(tmp_path / "cache" / "models" / f"{name}-{metadata.version(model.distribution)}")
         except metadata.PackageNotFoundError:
             continue
-    lines = [json.dumps(row) for row in make_rows(12)]
-    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    problems = [{"prompt": [{"role": "user", "content": f"{n} + 1 ="}], "solution": f"${n + 1}$"} for n in range(3)]
+    for name, rows in (("rows", make_rows(12)), ("problems", problems)):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
     return tmp_path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=pytest.mark.gallery) if p.name in SLOW_PAGES else p for p in PAGES],
+    ids=lambda path: path.name,
+)
 def test_snippets_run(page, workplace, capsys):
     namespace = {"__name__": "snippet"}
     for code in snippets(page):
@@ -74,3 +95,12 @@ def test_a_skipped_snippet_gives_its_reason(tmp_path):
     assert [code.strip() for code in snippets(page)] == ["x = 1"]
     page.write_text("<!-- skip: -->\n```python\n1 / 0\n```\n")
     assert len(snippets(page)) == 1
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+def test_whole_run_files_are_sound(page, workplace):
+    """A YAML block that names method, model and data is one that `burnish train` takes."""
+    texts = RUN_FILE.findall(page.read_text(encoding="utf-8"))
+    for text in [text for text in texts if "\nmodel: " in text and "\ndata: " in text]:
+        (workplace / "run.yaml").write_text(text)
+        assert load_runfile("run.yaml").method in text

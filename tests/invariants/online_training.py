@@ -47,6 +47,7 @@ def make_online_trainer(
     generator: Any = None,
     eval_dataset: Any = None,
     callbacks: Any = None,
+    reward_processing_classes: Any = None,
     **options: Any,
 ) -> GRPOTrainer:
     """A GRPO trainer of a tiny model: 16 answers to 4 prompts in one optimizer step, unless options say otherwise."""
@@ -75,6 +76,7 @@ def make_online_trainer(
         eval_dataset=eval_dataset,
         processing_class=make_tokenizer(),
         callbacks=callbacks,
+        reward_processing_classes=reward_processing_classes,
     )
 
 

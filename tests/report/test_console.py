@@ -15,7 +15,6 @@ from burnish.report.console import (
     evaluation_line,
     final_table,
     progress_line,
-    visible,
 )
 from burnish.trainers.sampling import EvalAnswer, EvalAnswers, answers_line
 
@@ -72,13 +71,6 @@ def test_unknown_and_empty_answers():
     assert "not known" in text
     assert "(empty)" in text
     assert "No held-out rows" in text
-
-
-@pytest.mark.parametrize(
-    ("text", "seen"), [("中文 ok\n\t", "中文 ok\n\t"), ("\x07\x9b\x7f", ""), ("a\rb", "ab"), ("\ud800x", "x")]
-)
-def test_visible(text, seen):
-    assert visible(text) == seen
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])

@@ -161,13 +161,25 @@ def test_what_is_logged_of_each_function():
     assert all(mean.weight.item() in (1, 4) for mean in log.metrics.values())
 
 
-def test_names_of_our_own_metrics_are_refused():
+@pytest.mark.parametrize("name", ["loss", "pass@2", "rewards/function/mean", "reward_seconds/function"])
+def test_names_of_our_own_metrics_are_refused(name):
     def function(completions, log_metric):
-        log_metric("loss", 1)
+        log_metric(name, 1)
         return [0] * len(completions)
 
-    with pytest.raises(ValueError, match=r"log_metric\('loss', ...\), which Burnish logs"):
+    with pytest.raises(ValueError, match=rf"log_metric\('{name}', ...\), which Burnish logs"):
         score(function)
+
+
+def test_a_name_that_only_evaluations_log_is_free_in_training():
+    """TRL's own example logs `accuracy`; here evaluations log `eval_accuracy`."""
+
+    def function(completions, log_metric):
+        log_metric("accuracy", 0.25)
+        return [0] * len(completions)
+
+    _, log = score(function)
+    assert scalar(log.metrics["accuracy"]) == 0.25
 
 
 def test_log_extra_needs_a_value_for_each_answer():

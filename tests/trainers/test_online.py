@@ -22,6 +22,7 @@ from online_training import (
 )
 from training import relative_distance, step_gradients
 
+from burnish.compat import UNBUILT_GRPO_ARGUMENTS
 from burnish.generation.native import NativeGenerator
 from burnish.rewards import RewardError
 from burnish.runtime.rundir import read_events
@@ -161,7 +162,7 @@ def test_rewards_see_columns_state_and_notes(tmp_path):
     ]
     assert all(line["own/metric"] == 2.5 for line in step_lines(trainer))
     (batch,) = taken[-1]
-    shown = [row["first_token"] for row in trainer.round_report.latest]
+    shown = [row["extra/first_token"] for row in trainer.round_report.latest]
     assert shown == [str(token) for token in batch.completion_ids[:, 0].tolist()]
 
 
@@ -293,7 +294,7 @@ def needs_wanted(completions, wanted):
         ({"use_vllm": True}, "use_vllm=True is an option of TRL that Burnish has not built yet"),
         ({"loss_type": "gpro"}, "unknown policy loss 'gpro', did you mean 'gspo' or 'grpo' or 'gmpo'?"),
         ({"advantage": "rlo"}, "unknown advantage 'rlo', did you mean 'rloo'"),
-        ({"kl_estimator": "k4"}, "unknown KL estimator 'k4'"),
+        ({"kl_estimator": "k4", "beta": 0.1}, "unknown KL estimator 'k4'"),
         ({"loss_type": "cispo", "delta": 2.0}, "delta=2.0 is set, but the policy loss ['cispo'] does not read it"),
         ({"beta": -0.1}, "beta=-0.1; allowed: 0 or more"),
         ({"use_kl_in_reward": True}, "use_kl_in_reward has no effect with beta=0"),
@@ -301,10 +302,22 @@ def needs_wanted(completions, wanted):
         ({"top_p": 0.0}, "top_p=0.0; allowed: above 0"),
         ({"max_completion_length": None}, "max_completion_length=None; an answer needs a limit"),
         ({"max_length": 100}, "set max_prompt_length and max_completion_length"),
-        ({"dynamic_sampling_attempts": 5}, "has no effect without dynamic_sampling=True"),
+        ({"pad_to_multiple_of": 8}, "pad_to_multiple_of=8 is about rows of a data set that hold an answer"),
+        ({"dataset_num_proc": 2}, "prompts are tokenised in the training process"),
+        ({"precompute_ref_log_probs": True}, "beta=0 trains without a reference"),
+        ({"importance_sampling_clip_max": 9.0}, "has no effect with importance_sampling_correction=False"),
+        ({"vllm_importance_sampling_mode": "token_mask"}, "importance_sampling_mode has no effect with"),
+        (
+            {"loss_type": "vespo", "importance_sampling_correction": True},
+            "choose token_truncate or token_mask, or importance_sampling_correction=False",
+        ),
+        ({"entropy_target": 1.0}, "entropy_target has no effect with use_adaptive_entropy=False"),
+        ({"kl_estimator": "k1"}, "kl_estimator has no effect with beta=0.0: set beta"),
+        ({"sync_ref_model": True}, "sync_ref_model has no effect with beta=0.0: set beta"),
+        ({"dynamic_sampling_attempts": 5}, "dynamic_sampling_attempts has no effect with dynamic_sampling=False"),
         ({"dynamic_sampling": True, "dynamic_sampling_attempts": 0}, "dynamic_sampling_attempts=0; allowed: 1 or more"),
         ({"curriculum_window": [0.5, 0.2]}, "curriculum_window=[0.5, 0.2]; allowed: two numbers"),
-        ({"num_completions_to_print": 3}, "has no effect without log_completions=True"),
+        ({"num_completions_to_print": 3}, "num_completions_to_print has no effect with log_completions=False"),
         ({"eval_greedy": False, "num_generations_eval": 0}, "leave nothing to evaluate"),
         ({"eval_temperature": 0.0}, "eval_temperature=0.0; allowed: above 0"),
         ({"top_entropy_quantile": 0.0}, "top_entropy_quantile=0.0; allowed: above 0 up to 1"),
@@ -318,6 +331,16 @@ def needs_wanted(completions, wanted):
 )
 def test_options_that_cannot_be(tmp_path, options, named):
     assert named in refused(tmp_path, **options)
+
+
+@pytest.mark.parametrize("name", sorted(UNBUILT_GRPO_ARGUMENTS))
+def test_arguments_of_trl_that_are_not_built(tmp_path, name):
+    """Refused by name before a model is loaded, and accepted where they are off."""
+    config = GRPOConfig(output_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=rf"{name}=\[.*is an option of TRL that Burnish has not built yet"):
+        GRPOTrainer("no/such-model", near_wanted, config, **{name: [len]})
+    trainer = GRPOTrainer(make_model(), near_wanted, config, processing_class=make_tokenizer(), **{name: None})
+    assert trainer.args is config
 
 
 def test_prompts_that_are_too_long_keep_their_end_and_are_counted(tmp_path):

@@ -16,8 +16,9 @@ from transformers import TrainerCallback
 from burnish.cli.answers import Prompt, greedy_answers
 from burnish.cli.plan import plan_lines
 from burnish.metrics import Estimate
-from burnish.report.console import Answer, Sample, answers_table, visible
+from burnish.report.console import Answer, Sample, answers_table
 from burnish.runtime.rundir import EVENTS, read_events
+from burnish.runtime.terminal import visible
 from burnish.trainers.sampling import EvalAnswers, answers_line
 
 if TYPE_CHECKING:

@@ -20,11 +20,11 @@ from burnish.data.report import NUM_LISTED_BAD_ROWS
 from burnish.data.sampler import RowDataset
 from burnish.models.load import load_end_token_ids, load_tokenizer
 from burnish.models.vision import tokenizer_of
-from burnish.report.console import visible
 from burnish.report.preview_console import preview_table
 from burnish.report.preview_html import preview_page
 from burnish.report.tokens import PromptView, view_batch
 from burnish.runtime.rundir import atomic_write_text
+from burnish.runtime.terminal import visible
 from burnish.trainers.base import init_kwargs_of
 from burnish.trainers.rows import make_collator, prepare_rows
 

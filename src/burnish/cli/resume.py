@@ -11,9 +11,9 @@ import typer
 
 from burnish.cli.runfile import RunFile, RunFileError, load_runfile
 from burnish.cli.yamlfile import YamlError, parse_yaml
-from burnish.report.console import visible
 from burnish.runtime.checkpoint import CheckpointError, newest_sound
 from burnish.runtime.rundir import CONFIG
+from burnish.runtime.terminal import visible
 
 
 def load_run_directory(run_dir: Path, overrides: Sequence[str] = ()) -> RunFile:

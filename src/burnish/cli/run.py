@@ -74,6 +74,8 @@ def run(runfile: RunFile, *, resume: bool = False, console: Console | None = Non
         peft_config=runfile.peft,
     )
     trainer.run_file = {name: value for name, value in runfile.as_dict().items() if name != "training"}
+    if method.draws_answers:
+        trainer.round_report.console = console
     asked = rows_by_source(train_rows if held_out is None else held_out, num_streamed=max(runfile.samples, 1))
     make_prompts = prompt_samples if method.draws_answers else sample_prompts
     prompts = make_prompts(next(iter(asked.values())), trainer.processing_class, runfile.samples)

@@ -12,7 +12,7 @@ from typing import Any
 from burnish.cli.adapters import DEFAULT_KIND, adapter_problems
 from burnish.cli.rules import REDACTED, rule_problems
 from burnish.cli.sources import RECIPE, recipe_names, rewards_of, source_problems, train_sources
-from burnish.cli.validate import Problem, load_schema, schema_problems, training_schema
+from burnish.cli.validate import Problem, is_function_name, load_schema, schema_problems, training_schema
 from burnish.cli.yamlfile import Document, KeyPath, YamlError, parse_value, parse_yaml
 from burnish.registry import closest
 
@@ -67,7 +67,7 @@ class RunFile:
             "model": _absolute(self.model),
             "ref_model": _absolute(self.ref_model),
             "peft": None if self.peft is None else dict(self.peft),
-            "rewards": list(self.rewards) or None,
+            "rewards": [_absolute_reward(reward) for reward in self.rewards] or None,
             "data": {
                 "train": _absolute(self.train),
                 "streaming": self.streaming,
@@ -265,6 +265,12 @@ def _line(path: KeyPath, lines: Mapping[KeyPath, int]) -> int:
 
 def _sentence(line: int, problem: Problem) -> str:
     return f"{f'line {line}' if line else '--set'}, {problem.key}: {problem.message}"
+
+
+def _absolute_reward(name: str) -> str:
+    """The path of a classifier as an absolute path; a name of the table or a function as it is."""
+    is_named = name in load_schema()["x-rewards"] or is_function_name(name)
+    return name if is_named else _absolute(name)
 
 
 def _absolute(name: str | Mapping[str, str] | None) -> Any:

@@ -17,6 +17,7 @@ from rich.text import Text
 from transformers import TrainerCallback
 
 from burnish.report.numbers import Estimated, compare, duration, held_out_sizes
+from burnish.runtime.terminal import visible
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +39,6 @@ SHOWN_HELD_OUT = (
     "_loss", "_rewards/accuracies", "_rewards/margins", "_win_rate", "_reward", "_accuracy", "_accuracy_greedy"
 )  # fmt: skip
 NUM_TIMED_STEPS = 20
-STEERING = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C)))
 
 
 @dataclass(frozen=True)
@@ -218,16 +218,3 @@ def _answer(answer: Answer | None) -> Text:
         return Text("not known", style="dim")
     text = Text(visible(answer.text).strip() or "(empty)")
     return text.append(" … (cut)", style="dim") if answer.is_cut else text
-
-
-def visible(text: str) -> str:
-    r"""Text without the characters that steer a terminal or turn its direction; line breaks and tabs stay.
-
-    >>> visible("a\x1b[2Jb\tc\n")
-    'a[2Jb\tc\n'
-    """
-    return "".join(c for c in text if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160 or _steers(c)))
-
-
-def _steers(character: str) -> bool:
-    return character in STEERING or 0xD800 <= ord(character) <= 0xDFFF

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from burnish.data.errors import excerpt
-from burnish.metrics import EXPLANATIONS
+from burnish.metrics import HELD_OUT, explain
 from burnish.rewards.attempts import Failure, Outcome
 from burnish.rewards.table import text_of
 from burnish.types import Mean
@@ -83,7 +83,8 @@ def _metrics(name: str, outcome: Outcome, device: torch.device | str) -> dict[st
         f"reward_retries/{name}": mean(outcome.num_retries),
     }
     for metric, values in outcome.metrics.items():
-        if metric in EXPLANATIONS or metric in metrics:
+        free = metric in HELD_OUT or metric == f"reward_truncated/{name}" or explain(metric) is None
+        if metric in metrics or not free:
             raise ValueError(f"the reward {name!r} calls log_metric({metric!r}, ...), which Burnish logs: rename it")
         metrics[metric] = mean(sum(value * n for value, n in values) / sum(n for _, n in values))
     return metrics

@@ -128,7 +128,7 @@ class PolicyConfig(DataOptions):
     )
 
     def __post_init__(self) -> None:
-        self.options_set = tuple(item.name for item in fields(self) if item.init and self._is_set(item))
+        self.options_set = self.changed()
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         accelerated = not self.use_cpu and (torch.cuda.is_available() or torch.xpu.is_available())
         if self.bf16 is None:
@@ -140,6 +140,10 @@ class PolicyConfig(DataOptions):
             self.pad_to_multiple_of = None
         self._refuse()
         super().__post_init__()
+
+    def changed(self) -> tuple[str, ...]:
+        """The options that have another value than their default now."""
+        return tuple(item.name for item in fields(self) if item.init and self._is_set(item))
 
     def _is_set(self, item: Field[Any]) -> bool:
         """Whether an option was given another value than its default."""

@@ -12,7 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from burnish.compat import GRPO_ALIASES, UNBUILT_GRPO, accept_trl_fields
+from burnish.compat import (
+    GRPO_ALIASES,
+    UNBUILT_GRPO,
+    UNBUILT_GRPO_ARGUMENTS,
+    UNSET_BY_NONE,
+    accept_trl_fields,
+    refuse_unbuilt,
+)
 from burnish.losses.auxiliary import load_balancing
 from burnish.losses.kl import with_kl_penalty
 from burnish.models.forward import forward
@@ -37,7 +44,7 @@ if TYPE_CHECKING:
 FOLLOWED_ENTROPY = ("entropy", 0.0)  # the mean over the last step
 
 
-@accept_trl_fields(UNBUILT_GRPO, aliases=GRPO_ALIASES)
+@accept_trl_fields(UNBUILT_GRPO, aliases=GRPO_ALIASES, unset_by_none=UNSET_BY_NONE)
 @dataclass
 class GRPOConfig(PolicyLossOptions, ReferenceOptions):
     """Options of `GRPOTrainer`, on top of `OnlineConfig`, `PolicyLossOptions` and `ReferenceOptions`."""
@@ -61,15 +68,6 @@ class GRPOConfig(PolicyLossOptions, ReferenceOptions):
         super().__post_init__()
         if not self.beta >= 0:
             raise ValueError(f"beta={self.beta!r}; allowed: 0 or more")
-        if self.reference_free or self.precompute_ref_log_probs:
-            raise ValueError(
-                "reference_free and precompute_ref_log_probs are about rows of a data set, and these answers are "
-                "sampled: beta=0 trains without a reference"
-            )
-        if (self.sync_ref_model or self.ref_model_bema is not None) and not self.beta:
-            raise ValueError("a moving reference has no effect with beta=0: set beta")
-        if self.use_kl_in_reward and not self.beta:
-            raise ValueError("use_kl_in_reward has no effect with beta=0: set beta")
         if self.multi_objective_aggregation not in ("sum_then_normalize", "normalize_then_sum"):
             raise ValueError(
                 f"multi_objective_aggregation={self.multi_objective_aggregation!r}; allowed: sum_then_normalize, "
@@ -108,6 +106,8 @@ class GRPOTrainer(OnlineTrainer):
         ref_model: str | PreTrainedModel | None = None,
         **kwargs: Any,
     ) -> None:
+        for name in kwargs.keys() & UNBUILT_GRPO_ARGUMENTS:
+            refuse_unbuilt(name, kwargs.pop(name), UNBUILT_GRPO_ARGUMENTS)
         options = self.checked_args(args)
         self.objective = bind_objective(
             options,
@@ -115,7 +115,7 @@ class GRPOTrainer(OnlineTrainer):
             correct_kl=options.use_bias_correction_kl,
             kl=options.kl_estimator,
         )
-        self.rescoring = Rescoring.of(options, need_old=options.use_kl_in_reward)
+        self.rescoring = Rescoring.of(options, self.objective.entry, need_old=options.use_kl_in_reward)
         self.entropy_control = entropy_control(options)
         self.follows = frozenset({FOLLOWED_ENTROPY}) if self.entropy_control else frozenset()
         super().__init__(model, reward_funcs, options, **kwargs)

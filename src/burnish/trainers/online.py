@@ -281,6 +281,12 @@ class OnlineTrainer(PromptEvaluationMixin, PolicyTrainer, ABC):
         """As in `PolicyTrainer`, and this rank's queue."""
         return {**super().rank_stateful(), "queue": self.queue}
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in `PolicyTrainer`, and under a line of training the answers, if `log_completions` asks for them."""
+        super().log(logs, start_time)
+        if "grad_norm" in logs:
+            self.round_report.show(self)
+
     def of_round(self, value: float) -> Mean:
         """A number of a round as a mean over rounds. The main process counts it; the others keep its name."""
         mean = Mean.of(torch.tensor(value, dtype=torch.float64, device=self.args.device))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from burnish.importance import ImportanceWeights, importance_corrections
+from burnish.importance import ImportanceWeights, check_correction, importance_corrections
 from burnish.losses.selection import entropy_threshold, off_policy_mask, top_entropy_mask
 from burnish.models.forward import forward
 from burnish.runtime.distributed import gather_rows
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from burnish.models.reference import ModelReference
+    from burnish.registry import Entry
     from burnish.trainers.policy_options import PolicyLossOptions
+    from burnish.types import TokenLoss
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,11 @@ class Rescoring:
     correction: Callable[..., ImportanceWeights] | None
 
     @classmethod
-    def of(cls, options: PolicyLossOptions, *, need_old: bool) -> Rescoring:
-        """What a trainer's options ask for.
+    def of(cls, options: PolicyLossOptions, loss: Entry[..., TokenLoss], *, need_old: bool) -> Rescoring:
+        """What a trainer's options and its loss ask for.
 
         Raises:
-            ValueError: an unknown correction, or bounds that it cannot have.
+            ValueError: an unknown correction, bounds that it cannot have, or one that the loss cannot take.
         """
         correction = None
         if options.importance_sampling_correction:
@@ -62,6 +64,7 @@ class Rescoring:
                 "clip_min": options.importance_sampling_clip_min,
             }
             entry = importance_corrections.bind([options.importance_sampling_mode], options, bounds)[0]
+            check_correction(entry, loss)
             correction = entry.function
             correction(torch.zeros(1, 1), torch.zeros(1, 1), torch.ones(1, 1) > 0)
         plan = options.round_plan()

@@ -8,6 +8,7 @@ from typing import Any
 from burnish.generation.base import SamplingParams
 from burnish.rollout.plan import RoundPlan, plan_round
 from burnish.trainers.config import PolicyConfig, arg
+from burnish.trainers.unread import refuse_unread
 
 
 @dataclass
@@ -50,11 +51,7 @@ class RolloutOptions(PolicyConfig):
                 f"temperature={self.temperature!r}; allowed: above 0, since a group of equal answers teaches "
                 "nothing. eval_temperature may be 0."
             )
-        if self.max_length != 1024 or self.truncation_mode != "keep_start":
-            raise ValueError(
-                "max_length and truncation_mode cut rows of a data set, and these rows are sampled: set "
-                "max_prompt_length and max_completion_length"
-            )
+        refuse_unread(self)
         self.sampling_params(end_token_ids=())
         self.round_plan()
 
@@ -114,20 +111,18 @@ class RewardOptions(RolloutOptions):
     curriculum_window: list[float] | None = arg(
         None, "Lowest and highest solve rate of prompts that are visited in every epoch; others every fourth one."
     )
-    log_completions: bool = arg(False, "Show answers with their rewards on the console at each log line.")
-    num_completions_to_print: int | None = arg(None, "How many of them; unset: 4.")
+    log_completions: bool = arg(False, "Show a table of answers with their rewards at each log line.")
+    num_completions_to_print: int | None = arg(None, "How many of them, 1 or more; unset: 4.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.dynamic_sampling_attempts < 1:
             raise ValueError(f"dynamic_sampling_attempts={self.dynamic_sampling_attempts!r}; allowed: 1 or more")
-        if self.dynamic_sampling_attempts != 3 and not self.dynamic_sampling:
-            raise ValueError("dynamic_sampling_attempts has no effect without dynamic_sampling=True")
         window = self.curriculum_window
         if window is not None and (len(window) != 2 or not 0 <= window[0] <= window[1] <= 1):
             raise ValueError(f"curriculum_window={window!r}; allowed: two numbers, 0 <= lowest <= highest <= 1")
-        if self.num_completions_to_print is not None and not self.log_completions:
-            raise ValueError("num_completions_to_print has no effect without log_completions=True")
+        if self.num_completions_to_print is not None and self.num_completions_to_print < 1:
+            raise ValueError(f"num_completions_to_print={self.num_completions_to_print!r}; allowed: 1 or more, or None")
 
 
 @dataclass
@@ -145,8 +140,8 @@ class OnlineConfig(RewardOptions):
     importance_sampling_mode: str = arg(
         "sequence_mask", "token_truncate, token_mask, sequence_truncate or sequence_mask."
     )
-    importance_sampling_clip_max: float = arg(3.0, "Largest weight of that correction.")
-    importance_sampling_clip_min: float | None = arg(None, "Least weight of that correction.")
+    importance_sampling_clip_max: float | None = arg(3.0, "Largest weight of that correction; unset: no bound.")
+    importance_sampling_clip_min: float | None = arg(None, "Least weight of that correction; unset: no bound.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

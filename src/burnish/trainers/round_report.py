@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from burnish.data.errors import excerpt
+from rich.console import Console
+
 from burnish.rollout.alarms import alarms
 from burnish.rollout.collect import Round, make_answers
 from burnish.rollout.statistics import round_statistics
+from burnish.trainers.round_table import EXTRA, REWARD, round_table
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from burnish.trainers.online import OnlineTrainer
+    from burnish.types import RolloutBatch
 
 NUM_SHOWN = 4
 
@@ -21,27 +27,36 @@ class RoundReport:
 
     Attributes:
         latest: this rank's answers of the latest round, a row each.
+        console: where the table of answers is shown; the terminal if None.
     """
 
     def __init__(self) -> None:
         self.latest: list[dict[str, Any]] = []
+        self.console: Console | None = None
         self._told: set[str] = set()
+        self._title = ""  # of the latest round; empty once its answers were shown
 
     def tell(self, trainer: OnlineTrainer, found: Round) -> None:
         """Metrics to the buffer, alarms to the log, answers to the run directory."""
+        step = trainer.state.global_step + 1
         numbers = round_numbers(found, solved_reward=trainer.args.solved_reward)
         numbers["curriculum/left_out"] = float(trainer.prompt_stream.num_left_out)
         trainer.metric_buffer.add({name: trainer.of_round(value) for name, value in numbers.items()})
         for code, message in alarms(numbers).items():
-            step = trainer.state.global_step + 1
             trainer.tell("alarm", f"step {step}: {message}", show=code not in self._told, code=code, step=step)
             self._told.add(code)
         self.latest = answer_rows(found, trainer)
-        if trainer.args.log_completions:
-            shown = self.latest[: trainer.args.num_completions_to_print or NUM_SHOWN]
-            trainer.tell("answers", "\n".join(map(answer_line, shown)), step=trainer.state.global_step + 1)
+        self._title = f"answers of the round of step {step}"
         if trainer.run is not None:
-            trainer.run.completions(trainer.state.global_step + 1, self.latest)
+            self._title += f", all in {trainer.run.completions(step, self.latest)}"
+
+    def show(self, trainer: OnlineTrainer) -> None:
+        """The table of the latest round's first answers, once; for `log_completions`."""
+        if not (self._title and trainer.args.log_completions and trainer.is_world_process_zero()):
+            return
+        shown = self.latest[: trainer.args.num_completions_to_print or NUM_SHOWN]
+        title, self._title = f"{len(shown)} of {len(self.latest)} {self._title}", ""
+        (self.console or Console()).print(round_table(shown, title))
 
 
 def round_numbers(found: Round, *, solved_reward: float) -> dict[str, float]:
@@ -55,37 +70,44 @@ def round_numbers(found: Round, *, solved_reward: float) -> dict[str, float]:
 
 
 def answer_rows(found: Round, trainer: OnlineTrainer) -> list[dict[str, Any]]:
-    """The answers of this rank with prompt, rewards, advantage and what functions showed beside them."""
+    """The answers of this rank with prompt, rewards, advantage and what functions showed beside them.
+
+    Returns:
+        A row an answer: row (of the data set), prompt, completion, `rewards/NAME` of each function (None: not scored),
+        reward (their weighted sum), advantage (the mean over its tokens), finish_reason, and `extra/NAME` of each
+        column that functions showed with `log_extra`, as text.
+    """
     groups, table = found.groups, found.groups.rewards
     answers = make_answers(groups.prompts, groups.completions, trainer.tokenizer)
-    advantages: Sequence[float] = found.batch.advantages.mean(1).tolist()
+    advantages: Sequence[float] = _mean_advantages(found.batch).tolist()
     totals: Sequence[float] = table.total().tolist()
     rows = []
     for index in range(len(answers)):
-        scores = dict(zip(table.names, table.rewards[index].tolist(), strict=True))
+        scores = zip(table.names, table.rewards[index].tolist(), strict=True)
         rows.append(
             {
                 "row": answers.row_id[index],
                 "prompt": said(answers.prompts[index]),
                 "completion": said(answers.completions[index]),
-                **scores,
-                "reward": totals[index],
+                **{f"{REWARD}{name}": _known(score) for name, score in scores},
+                "reward": _known(totals[index]),
                 "advantage": advantages[index],
                 "finish_reason": groups.completions[index].finish_reason,
-                **{name: str(values[index]) for name, values in table.extra.items()},
+                **{f"{EXTRA}{name}": str(values[index]) for name, values in table.extra.items()},
             }
         )
     return rows
 
 
-def answer_line(row: Mapping[str, Any]) -> str:
-    """An answer with its reward, on one line.
+def _mean_advantages(batch: RolloutBatch) -> Tensor:
+    """(N,) of an answer's trained tokens, or the answer's own."""
+    if batch.advantages.shape[1] == 1:
+        return batch.advantages.squeeze(1)
+    return (batch.advantages * batch.loss_mask).sum(1) / batch.loss_mask.sum(1).clamp(min=1)
 
-    >>> answer_line({"prompt": "1 + 1 =", "completion": "2", "reward": 1.0, "advantage": 0.5})
-    "reward 1, advantage +0.5: '1 + 1 =' -> '2'"
-    """
-    said_before, answer = excerpt(row["prompt"]), excerpt(row["completion"], length=120)
-    return f"reward {row['reward']:.3g}, advantage {row['advantage']:+.3g}: {said_before} -> {answer}"
+
+def _known(score: float) -> float | None:
+    return None if math.isnan(score) else score
 
 
 def said(messages: Any) -> str:
