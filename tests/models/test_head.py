@@ -15,9 +15,10 @@ SPECS = [HeadSpec(), HeadSpec(scale=0.25), HeadSpec(softcap=2.0), HeadSpec(scale
 ROWS, VOCABULARY, HIDDEN = 11, 17, 5
 
 
-@pytest.fixture
-def small_tiles(monkeypatch):
-    """Tiles of four rows: eleven rows are two tiles and a part of one."""
+@pytest.fixture(params=["again", "kept"])
+def small_tiles(monkeypatch, request):
+    """Tiles of four rows: eleven rows are two tiles and a part of one; logits computed again, or kept."""
+    monkeypatch.setitem(head.KEPT_BYTES, "cpu", 0 if request.param == "again" else 1 << 20)
     monkeypatch.setattr(head, "MIN_TILE_ROWS", 1)
     monkeypatch.setattr(head, "MAX_TILE_ROWS", 4)
     assert tile_rows(VOCABULARY, "cpu") == 4
@@ -224,6 +225,7 @@ class WidestTensor(TorchDispatchMode):
 def test_scratch_does_not_grow_with_the_rows(monkeypatch, autocast):
     """1,000 and 16,000 rows over a vocabulary of 2,053: nothing wider than one tile, forward and backward."""
     vocabulary, hidden_size = 2053, 7
+    monkeypatch.setitem(head.KEPT_BYTES, "cpu", 0)
     monkeypatch.setitem(head.TILE_BYTES, "cpu", 100 * 4 * vocabulary)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(vocabulary, hidden_size, generator=generator, requires_grad=True)
@@ -239,6 +241,50 @@ def test_scratch_does_not_grow_with_the_rows(monkeypatch, autocast):
             (stats["logps"].sum() + stats["entropy"].sum()).backward()
         widest[rows] = seen.elements
     assert widest == {1_000: 100 * vocabulary, 16_000: 100 * vocabulary}
+
+
+class CountedProducts(TorchDispatchMode):
+    """How many matrix products with a dimension of `width` there are."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width, self.count = width, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm_):
+            self.count += any(self.width in leaf.shape for leaf in args)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("kept", "frozen", "products"), [(True, False, 3), (False, False, 4), (True, True, 2), (False, True, 3)]
+)
+def test_matrix_products(monkeypatch, kept, frozen, products):
+    """Logits and two gradients, and the logits again where they are not kept; a frozen head has one gradient."""
+    monkeypatch.setitem(head.KEPT_BYTES, "cpu", ROWS * VOCABULARY * 4 if kept else ROWS * VOCABULARY * 4 - 1)
+    hidden, weight, _, targets = make_inputs()
+    weight.requires_grad_(not frozen)
+    with CountedProducts(VOCABULARY) as seen:
+        score_tokens(hidden, weight, None, targets, spec=HeadSpec())["logps"].sum().backward()
+    assert seen.count == products
+
+
+def test_nothing_is_kept_without_gradient(monkeypatch):
+    """A reference's logits are one tile, whatever would fit."""
+    monkeypatch.setattr(head, "MAX_TILE_ROWS", 3)
+    monkeypatch.setattr(head, "MIN_TILE_ROWS", 1)
+    with torch.no_grad(), WidestTensor(VOCABULARY, HIDDEN) as seen:
+        score_tokens(*make_inputs(), spec=HeadSpec())
+    assert seen.elements == 3 * VOCABULARY
+
+
+def test_a_second_backward_pass_is_as_the_first():
+    """The kept logits became their gradient in the first one."""
+    hidden, weight, _, targets = make_inputs()
+    total = (score_tokens(hidden, weight, None, targets, spec=HeadSpec())["logps"] ** 2).sum()
+    first = torch.autograd.grad(total, (hidden, weight), retain_graph=True)
+    for one, other in zip(first, torch.autograd.grad(total, (hidden, weight)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(

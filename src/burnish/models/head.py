@@ -1,7 +1,9 @@
 """The tiled head: statistics of chosen tokens from hidden states, without a (rows, V) tensor.
 
 For each tile of rows the logits are computed, reduced to a few numbers a row, and overwritten; the backward pass
-computes them again. The memory is one or two (tile, V) buffers however many rows there are.
+computes them again. The memory is one or two (tile, V) buffers however many rows there are. Logits that fit a budget
+all together are kept for the backward pass instead, which turns them into their gradient in place: three matrix
+products, or two with a frozen head, instead of one more.
 With z the logits, p = softmax(z), y the token, lse = log sum exp z, E = entropy:
 
     logp = z_y - lse                              dlogp/dz_j = [j = y] - p_j
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 STATISTICS = ("entropy", "top1", "mean_logit", "sum_p2")
 TILE_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
+KEPT_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
 MIN_TILE_ROWS, MAX_TILE_ROWS = 64, 1024
 
 
@@ -60,8 +63,11 @@ def score_tokens(
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     extra = tuple(name for name in STATISTICS if name in needs and name != "entropy")
+    trained = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
+    keep = trained and keeps_logits(len(hidden), len(weight), device)
+    options = (spec, dtype, extra, "entropy" in needs, keep)
     with torch.autocast(device, enabled=False):
-        logps, entropy, *rest = _TileScores.apply(hidden, weight, bias, targets, spec, dtype, extra, "entropy" in needs)
+        logps, entropy, *rest = _TileScores.apply(hidden, weight, bias, targets, *options)
     stats = {"logps": logps, **dict(zip(extra, rest, strict=True))}
     return {**stats, "entropy": entropy} if "entropy" in needs else stats
 
@@ -70,6 +76,11 @@ def tile_rows(vocabulary: int, device_type: str) -> int:
     """Rows of a tile: as many as fit the device's budget in float32, between 64 and 1024."""
     budget = TILE_BYTES.get(device_type, TILE_BYTES["cuda"])
     return min(max(budget // (4 * vocabulary), MIN_TILE_ROWS), MAX_TILE_ROWS)
+
+
+def keeps_logits(rows: int, vocabulary: int, device_type: str) -> bool:
+    """Whether the float32 logits of so many rows are kept from the forward to the backward pass."""
+    return rows * vocabulary * 4 <= KEPT_BYTES.get(device_type, KEPT_BYTES["cuda"])
 
 
 class _TileScores(torch.autograd.Function):
@@ -84,8 +95,10 @@ class _TileScores(torch.autograd.Function):
         dtype: torch.dtype,
         extra: tuple[str, ...],
         with_entropy: bool,
+        keep: bool,
     ) -> tuple[Tensor, ...]:
-        tiles = Tiles(hidden, weight, bias, spec, dtype, num_buffers=2 if with_entropy or "sum_p2" in extra else 1)
+        num_buffers = 2 if with_entropy or "sum_p2" in extra else 1
+        tiles = Tiles(hidden, weight, bias, spec, dtype, num_buffers=num_buffers, keep=keep)
         results = {
             name: torch.zeros(len(hidden), dtype=tiles.stat_dtype, device=hidden.device)
             for name in ("logps", "lse", "entropy", *extra)
@@ -105,7 +118,7 @@ class _TileScores(torch.autograd.Function):
                 if "sum_p2" in extra:
                     results["sum_p2"][rows] = torch.linalg.vecdot(probs, probs)
         ctx.save_for_backward(hidden, weight, bias, targets, results["lse"], results["entropy"])
-        ctx.spec, ctx.dtype = spec, dtype
+        ctx.spec, ctx.dtype, ctx.kept = spec, dtype, tiles.kept
         statistics = tuple(results[name] for name in extra)
         ctx.mark_non_differentiable(*statistics)
         return results["logps"], results["entropy"], *statistics
@@ -122,7 +135,9 @@ class _TileScores(torch.autograd.Function):
             ctx.spec,
             ctx.dtype,
             num_buffers=1 + through_entropy + (ctx.spec.softcap is not None),
+            kept=ctx.kept,
         )
+        ctx.kept = None  # they become their gradient; a second backward pass computes them again
         grad_hidden = torch.zeros_like(hidden, dtype=tiles.stat_dtype) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight, dtype=tiles.stat_dtype) if ctx.needs_input_grad[1] else None
         grad_bias = torch.zeros_like(bias, dtype=tiles.stat_dtype) if ctx.needs_input_grad[2] else None
@@ -145,7 +160,7 @@ class _TileScores(torch.autograd.Function):
         grads = (grad_hidden, grad_weight, grad_bias)
         inputs = (hidden, weight, bias)
         cast = (None if g is None else g.to(x.dtype) for g, x in zip(grads, inputs, strict=True))
-        return *cast, None, None, None, None, None
+        return *cast, None, None, None, None, None, None
 
 
 class Tiles:
@@ -160,27 +175,37 @@ class Tiles:
         dtype: torch.dtype,
         *,
         num_buffers: int,
+        keep: bool = False,
+        kept: Tensor | None = None,
     ) -> None:
         self.hidden, self.weight, self.bias = hidden.to(dtype), weight.to(dtype), bias
         self.spec = spec
         self.stat_dtype = torch.promote_types(dtype, torch.float32)
         self.size = min(tile_rows(len(weight), hidden.device.type), max(len(hidden), 1))
         shape = (self.size, len(weight))
-        self.buffers = [torch.empty(shape, dtype=self.stat_dtype, device=hidden.device) for _ in range(num_buffers)]
-        same = dtype == self.stat_dtype
-        self._product = self.buffers[0] if same else torch.empty(shape, dtype=dtype, device=hidden.device)
+        self._is_kept, self.kept = kept is not None, kept
+        if keep:
+            self.kept = torch.empty(len(hidden), len(weight), dtype=self.stat_dtype, device=hidden.device)
+        first = num_buffers - (self.kept is not None)
+        spare = [torch.empty(shape, dtype=self.stat_dtype, device=hidden.device) for _ in range(first)]
+        self.buffers = spare if self.kept is None else [self.kept, *spare]
+        same = dtype == self.stat_dtype or self._is_kept
+        self._product = None if same else torch.empty(shape, dtype=dtype, device=hidden.device)
 
     def __iter__(self):
         for start in range(0, len(self.hidden), self.size):
             yield slice(start, min(start + self.size, len(self.hidden)))
 
     def logits(self, rows: slice) -> Tensor:
-        """(n, V) logits of a tile, in the first buffer."""
+        """(n, V) logits of a tile, in the first buffer, or where all of them are kept."""
         count = rows.stop - rows.start
-        logits = self.buffers[0][:count]
-        product = torch.mm(self.hidden[rows], self.weight.t(), out=self._product[:count])
-        if product is not logits:
-            logits.copy_(product)
+        logits = self.buffers[0][:count] if self.kept is None else self.kept[rows]
+        if self._is_kept:
+            return logits
+        if self._product is None:
+            torch.mm(self.hidden[rows], self.weight.t(), out=logits)
+        else:
+            logits.copy_(torch.mm(self.hidden[rows], self.weight.t(), out=self._product[:count]))
         if self.bias is not None:
             logits.add_(self.bias)
         if self.spec.scale != 1.0:
@@ -198,7 +223,7 @@ class Tiles:
         grad_logps: Tensor,
         grad_entropy: Tensor | None,
     ) -> Tensor:
-        """(n, V) gradient with respect to the product of head and hidden state, in the first buffer."""
+        """(n, V) gradient with respect to the product of head and hidden state, in the place of the logits."""
         logits = self.logits(rows)
         spare = [buffer[: len(logits)] for buffer in self.buffers[1:]]
         chain = None
