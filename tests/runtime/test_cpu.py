@@ -142,3 +142,9 @@ def test_tuned_malloc_stops_page_faults():
     tuned, before, after = done.stdout.split()
     assert tuned == "True"
     assert int(after) < int(before) / 10
+
+
+def test_bfloat16_speedup_is_a_ratio_and_changes_no_setting():
+    before = torch.get_float32_matmul_precision()
+    assert 0.01 < cpu.bfloat16_speedup() < 100
+    assert torch.get_float32_matmul_precision() == before

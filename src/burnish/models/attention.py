@@ -67,17 +67,18 @@ AttentionInterface.register(NAME, tree_attention)
 class _Block:
     """Keys and values that some queries attend to: (B s, n, D), where queries are (B, M, D) in s equal parts.
 
-    `hidden` broadcasts to (P, heads, G, R, T, n): True where a query does not see a key.
+    `hidden` broadcasts to (P, heads, G, R, T, n): True where a query does not see a key. None: it sees all of them.
     """
 
     keys: Tensor
     values: Tensor
-    hidden: Tensor
+    hidden: Tensor | None
 
     def scores(self, queries: Tensor, shape: tuple[int, ...]) -> Tensor:
         """(B, M, n), -inf where a key is hidden."""
         scores = torch.bmm(self.divide(queries), self.keys.mT)
-        scores.view(*shape, -1).masked_fill_(self.hidden, -math.inf)
+        if self.hidden is not None:
+            scores.view(*shape, -1).masked_fill_(self.hidden, -math.inf)
         return scores.view(*queries.shape[:2], -1)
 
     def divide(self, tensor: Tensor) -> Tensor:
@@ -227,11 +228,11 @@ def _later(length: int, window: int | None, device: torch.device) -> Bool[Tensor
     return ones.triu(1) if window is None else ones.triu(1) | ones.tril(-window)
 
 
-def _hidden_prefix(tree: TokenTree, window: int | None) -> Bool[Tensor, "P 1 1 1 T L"]:
+def _hidden_prefix(tree: TokenTree, window: int | None) -> Bool[Tensor, "P 1 1 1 T L"] | None:
     """Which of its prompt's keys a completion's token does not see: padding, and what its window has left behind."""
     hidden = ~tree.prompt_mask[:, None, None, None, None, :]
     if window is None:
-        return hidden
+        return hidden if tree.has_short_prompts else None
     lengths = tree.prompt_mask.sum(1).view(-1, 1, 1, 1, 1, 1)
     tokens = torch.arange(tree.answers.shape[2], device=lengths.device)[:, None]
     return hidden | (lengths + tokens - torch.arange(tree.prompts.shape[1], device=lengths.device) >= window)

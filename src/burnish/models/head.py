@@ -97,26 +97,26 @@ class _TileScores(torch.autograd.Function):
         with_entropy: bool,
         keep: bool,
     ) -> tuple[Tensor, ...]:
-        num_buffers = 2 if with_entropy or "sum_p2" in extra else 1
-        tiles = Tiles(hidden, weight, bias, spec, dtype, num_buffers=num_buffers, keep=keep)
+        tiles = Tiles(hidden, weight, bias, spec, dtype, num_buffers=2, keep=keep)
         results = {
             name: torch.zeros(len(hidden), dtype=tiles.stat_dtype, device=hidden.device)
             for name in ("logps", "lse", "entropy", *extra)
         }
         for rows in tiles:
             logits = tiles.logits(rows)  # (n, V)
-            own = logits.gather(1, targets[rows, None]).squeeze(1)  # (n,)
-            lse = logits.logsumexp(1)
+            largest = logits.amax(1)
+            powers = torch.sub(logits, largest[:, None], out=tiles.spare(len(largest))).exp_()  # (n, V)
+            total = powers.sum(1)
+            own, lse = logits.gather(1, targets[rows, None]).squeeze(1), largest + total.log()  # (n,)
             results["logps"][rows], results["lse"][rows] = own - lse, lse
             if "top1" in extra:
-                results["top1"][rows] = (own >= logits.amax(1)).to(own.dtype)
+                results["top1"][rows] = (own >= largest).to(own.dtype)
             if "mean_logit" in extra:
                 results["mean_logit"][rows] = logits.mean(1)
-            if len(tiles.buffers) > 1:
-                probs = torch.sub(logits, lse[:, None], out=tiles.buffers[1][: len(lse)]).exp_()
-                results["entropy"][rows] = lse - torch.linalg.vecdot(probs, logits)
-                if "sum_p2" in extra:
-                    results["sum_p2"][rows] = torch.linalg.vecdot(probs, probs)
+            if with_entropy:
+                results["entropy"][rows] = lse - torch.linalg.vecdot(powers, logits) / total
+            if "sum_p2" in extra:
+                results["sum_p2"][rows] = torch.linalg.vecdot(powers, powers) / total.square()
         ctx.save_for_backward(hidden, weight, bias, targets, results["lse"], results["entropy"])
         ctx.spec, ctx.dtype, ctx.kept = spec, dtype, tiles.kept
         statistics = tuple(results[name] for name in extra)
@@ -213,6 +213,10 @@ class Tiles:
         if self.spec.softcap is not None:
             logits.div_(self.spec.softcap).tanh_().mul_(self.spec.softcap)
         return logits
+
+    def spare(self, count: int) -> Tensor:
+        """(count, V) of the second buffer."""
+        return self.buffers[1][:count]
 
     def grad_logits(
         self,

@@ -45,6 +45,11 @@ class TokenTree:
         """Some block has padding."""
         return len(self.source) < self.prompts.numel() + self.answers.numel()
 
+    @property
+    def has_short_prompts(self) -> bool:
+        """Some prompt is shorter than the longest one."""
+        return bool((self.prompt_mask.sum(1) < self.prompts.shape[1]).any())
+
     def input_ids(self, batch: TokenBatch) -> Int[Tensor, "1 S"]:
         """The batch's tokens in the order of the row."""
         prompts = _right_padded(batch.prompt_ids, batch.prompt_mask)

@@ -106,11 +106,19 @@ def apply(settings: CpuSettings) -> CpuSettings:
     )
 
 
+def bfloat16_speedup() -> float:
+    """How many times faster a matrix product is in bfloat16 than in float32, at the settings in force."""
+    left, right = _operands()
+    products = {"float32": (left, right), "bfloat16": (left.bfloat16(), right.bfloat16())}
+    seconds = {name: list[float]() for name in products}
+    for _ in range(_REPEATS):
+        for name, (one, other) in products.items():
+            seconds[name].append(_seconds(lambda one=one, other=other: one @ other))
+    return statistics.median(seconds["float32"]) / statistics.median(seconds["bfloat16"])
+
+
 def _medium_pays(multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> bool:
-    rows, inner, columns = _SHAPE
-    generator = torch.Generator().manual_seed(0)
-    left = torch.randn(rows, inner, generator=generator)
-    right = torch.randn(inner, columns, generator=generator)
+    left, right = _operands()
     exact = left.double() @ right.double()
     before = torch.get_float32_matmul_precision()
     seconds: dict[str, list[float]] = {"highest": [], "medium": []}
@@ -118,15 +126,26 @@ def _medium_pays(multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor])
         for _ in range(_REPEATS):  # alternating, so that other load on the machine hits both alike
             for precision, times in seconds.items():
                 torch.set_float32_matmul_precision(precision)
-                start = time.perf_counter()
-                multiply(left, right)
-                times.append(time.perf_counter() - start)
+                times.append(_seconds(lambda: multiply(left, right)))
         torch.set_float32_matmul_precision("medium")
         error = float((multiply(left, right).double() - exact).abs().max() / exact.abs().max())
     finally:
         torch.set_float32_matmul_precision(before)
     speedup = statistics.median(seconds["highest"]) / statistics.median(seconds["medium"])
     return speedup >= _MIN_SPEEDUP and error < _MAX_ERROR
+
+
+def _operands() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two matrices of the sizes of a small model's layer."""
+    rows, inner, columns = _SHAPE
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(rows, inner, generator=generator), torch.randn(inner, columns, generator=generator)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 def _may_tune_malloc() -> bool:

@@ -96,6 +96,7 @@ class RunningMixin(Host):
         remove_leftovers(directory)
         for name, report in self.data_reports.items():
             self.run.event("data", data_set=name, lines=report.lines())
+        self._judge_bfloat16()
         self.tell("layout", self.sharing.line(), show=bool(self.sharing.reason), layout=self.sharing.layout)
         if line := adapter_line(self.model):
             self.tell("adapter", line, show=False)
@@ -103,6 +104,18 @@ class RunningMixin(Host):
             self.tell("mixture", "\n".join(self.mixture.lines()), quotas=list(self.mixture.quotas))
         for finding in self.findings:
             self.tell("lint", finding.message, code=finding.code, count=finding.count, rows=list(finding.rows))
+
+    def _judge_bfloat16(self) -> None:
+        """Say so if this CPU is slower in the precision that was asked for."""
+        if not self.args.bf16 or self.cpu_settings is None:
+            return
+        speedup = cpu.bfloat16_speedup()
+        message = (
+            f"on this CPU a matrix product in bfloat16 takes {1 / speedup:.1f} times as long as in float32, which is "
+            "exact besides: bf16=False is the faster choice"
+        )
+        if speedup < 1:
+            self.tell("slow_bfloat16", message, speedup=speedup)
 
     def run_config(self) -> dict[str, Any]:
         """What run.yaml holds: `run_file`, if somebody set it, with every option of `args` resolved."""
