@@ -19,6 +19,6 @@ def test_a_run_in_slow_bfloat16_says_so(tmp_path, monkeypatch, speedup, bf16, to
     trainer = make_trainer(tmp_path, bf16=bf16, max_steps=1)
     trainer.train()
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
-    messages = [event["message"] for event in events if event["event"] == "slow_bfloat16"]
+    messages = [event["message"] for event in events if event["kind"] == "slow_bfloat16"]
     assert len(messages) == told
     assert all("takes 2.0 times as long as in float32" in message for message in messages)
