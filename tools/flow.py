@@ -14,7 +14,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,17 @@ from losses_table import divergences_table, losses_table
 from policy_tables import advantages_table, aggregations_table, importance_table, kl_table, policy_losses_table
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback, TrainingArguments
+from trl_tables import (
+    default_of,
+    own_fields_table,
+    own_grpo_fields_table,
+    rows_of,
+    trl_fields_table,
+    trl_grpo_fields_table,
+    unbuilt_table,
+)
 
 from burnish import DPOConfig, DPOTrainer, PolicyConfig
-from burnish.compat import UNBUILT_DPO
 from burnish.metrics import EXPLANATIONS
 from burnish.trainers.config import REFUSED
 
@@ -225,58 +233,14 @@ def _log(seen: Mapping[str, Any]) -> list[str]:
 # The tables of the other pages.
 
 
-def _cell(text: Any) -> str:
-    return str(text).replace("|", "\\|").replace("\n", " ")
-
-
-def _rows(head: str, rows: list[tuple[Any, ...]]) -> str:
-    width = head.count("|") - 1
-    return "\n".join([head, "|" + "---|" * width, *("| " + " | ".join(map(_cell, row)) + " |" for row in rows)])
-
-
 def metrics_table() -> str:
     """Every metric with the sentence that explains it."""
-    return _rows("| metric | what it is |", [(f"`{name}`", text) for name, text in EXPLANATIONS.items()])
-
-
-def trl_fields_table() -> str:
-    """Every field of TRL's DPOConfig and its fate."""
-    own = {field.name: field for field in fields(DPOConfig)}
-    rows: list[tuple[Any, ...]] = []
-    for name, versions in TRL_FIELDS.items():
-        if name in UNBUILT_DPO:
-            accepted = " or ".join(f"`{value!r}`" for value in UNBUILT_DPO[name])
-            rows.append((f"`{name}`", versions, f"not built: {accepted} is accepted, anything else refused"))
-        elif name in own:
-            rows.append(
-                (f"`{name}`", versions, f"works. {own[name].metadata['help']} Default: `{_default(own[name])}`")
-            )
-        else:
-            rows.append((f"`{name}`", versions, "unknown: refused as a misspelt option"))
-    return _rows("| field | in TRL | here |", rows)
-
-
-def own_fields_table() -> str:
-    """The options that Burnish has and TRL has not."""
-    ours = {field.name for field in fields(DPOConfig)} - {field.name for field in fields(TrainingArguments)}
-    new = [field for field in fields(DPOConfig) if field.name in ours - set(TRL_FIELDS)]
-    return _rows(
-        "| field | default | what it does |",
-        [(f"`{field.name}`", f"`{_default(field)}`", field.metadata["help"]) for field in new],
-    )
-
-
-def unbuilt_table() -> str:
-    """Options of TRL that are not built, with the value that is accepted."""
-    return _rows(
-        "| option | accepted value |",
-        [(f"`{name}`", " or ".join(f"`{value!r}`" for value in off)) for name, off in UNBUILT_DPO.items()],
-    )
+    return rows_of("| metric | what it is |", [(f"`{name}`", text) for name, text in EXPLANATIONS.items()])
 
 
 def refused_table() -> str:
     """Options of TrainingArguments that are refused, and why."""
-    return _rows(
+    return rows_of(
         "| option | allowed | why |",
         [(f"`{name}`", f"`{allowed[0]!r}`", reason) for name, (allowed, reason) in REFUSED.items()],
     )
@@ -284,34 +248,14 @@ def refused_table() -> str:
 
 def changed_defaults_table() -> str:
     """Fields of TrainingArguments whose default differs here."""
-    theirs = {field.name: _default(field) for field in fields(TrainingArguments)}
-    changed = [f for f in fields(PolicyConfig) if f.name in theirs and _default(f) != theirs[f.name]]
-    return _rows(
+    theirs = {field.name: default_of(field) for field in fields(TrainingArguments)}
+    changed = [f for f in fields(PolicyConfig) if f.name in theirs and default_of(f) != theirs[f.name]]
+    return rows_of(
         "| field | transformers | here | meaning |",
-        [(f"`{f.name}`", f"`{theirs[f.name]}`", f"`{_default(f)}`", f.metadata["help"]) for f in changed],
+        [(f"`{f.name}`", f"`{theirs[f.name]}`", f"`{default_of(f)}`", f.metadata["help"]) for f in changed],
     )
 
 
-def _default(field: Any) -> str:
-    value = field.default if field.default is not MISSING else field.default_factory()
-    return repr(value)
-
-
-_BOTH, _OLD, _NEW = "1.16, 0.25", "0.25", "1.16"
-TRL_FIELDS: dict[str, str] = {
-    "learning_rate": _BOTH, "logging_steps": _BOTH, "gradient_checkpointing": _BOTH, "bf16": _BOTH,
-    "model_init_kwargs": _BOTH, "ref_model_init_kwargs": _OLD, "trust_remote_code": _NEW,
-    "router_aux_loss_coef": _NEW, "model_adapter_name": _OLD, "ref_adapter_name": _OLD, "force_use_ref_model": _OLD,
-    "disable_dropout": _BOTH, "use_logits_to_keep": _OLD, "dataset_num_proc": _BOTH, "pad_token": _BOTH,
-    "label_pad_token_id": _OLD, "padding_value": _OLD, "max_prompt_length": _OLD, "max_completion_length": _OLD,
-    "max_length": _BOTH, "truncation_mode": _BOTH, "padding_free": _BOTH, "pad_to_multiple_of": _NEW,
-    "precompute_ref_log_probs": _BOTH, "precompute_ref_batch_size": _BOTH, "tools": _OLD, "loss_type": _BOTH,
-    "loss_weights": _BOTH, "use_liger_loss": _OLD, "base_model_attribute_name": _OLD, "beta": _BOTH,
-    "f_divergence_type": _BOTH, "f_alpha_divergence_coef": _BOTH, "reference_free": _OLD, "label_smoothing": _BOTH,
-    "use_weighting": _BOTH, "rpo_alpha": _OLD, "ld_alpha": _BOTH, "discopop_tau": _BOTH,
-    "activation_offloading": _NEW, "sync_ref_model": _BOTH, "ref_model_mixup_alpha": _BOTH,
-    "ref_model_sync_steps": _BOTH, "generate_during_eval": _OLD,
-}  # fmt: skip
 FLOW: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "_prepare_dataset": _prepared,
     "data_collator": _collated,
@@ -334,6 +278,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "metrics": metrics_table,
     "trl-fields": trl_fields_table,
     "own-fields": own_fields_table,
+    "trl-grpo-fields": trl_grpo_fields_table,
+    "own-grpo-fields": own_grpo_fields_table,
     "unbuilt": unbuilt_table,
     "refused": refused_table,
     "changed-defaults": changed_defaults_table,

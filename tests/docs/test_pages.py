@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from dataclasses import fields
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 from transformers import TrainingArguments
 
-from burnish import DPOConfig
-from burnish.compat import UNBUILT_DPO
+from burnish import DPOConfig, GRPOConfig
+from burnish.compat import GRPO_ALIASES, UNBUILT_DPO, UNBUILT_GRPO
 from burnish.data.report import COUNTS
-from burnish.metrics import EXPLANATIONS
+from burnish.metrics import EXPLANATIONS, explain
 from burnish.models.head import STATISTICS
 from burnish.rewards.catalog import reward_functions
 from burnish.trainers.config import REFUSED
 from burnish.trainers.persistence import FREE_OPTIONS, FREE_PREFIXES
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-import flow
+from trl_tables import OF_ROWS, TRL_FIELDS, TRL_GRPO_FIELDS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -33,13 +35,11 @@ def read(page: str) -> str:
     return (DOCS / page).read_text(encoding="utf-8")
 
 
-def table(page: str, head: str) -> dict[str, list[str]]:
-    """The rows of the table under `head`, by the name in their first cell."""
-    lines = read(page).split(head, 1)[1].splitlines()[2:]
-    rows = [
-        re.split(r"(?<!\\)\|", line)[1:-1]
-        for line in lines[: next(i for i, x in enumerate(lines) if not x.startswith("|"))]
-    ]
+def table(page: str, head: str, *, after: str = "") -> dict[str, list[str]]:
+    """The rows of the first table under `head` after a heading, by the name in their first cell."""
+    text = read(page)
+    lines = text[text.index(after) :].split(head, 1)[1].splitlines()[2:]
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in takewhile(lambda line: line.startswith("|"), lines)]
     return {row[0].strip().strip("`"): [cell.strip() for cell in row[1:]] for row in rows}
 
 
@@ -78,12 +78,12 @@ def test_every_option_of_trl_is_listed():
     trl = set(table("coming-from-trl.md", "| field | in TRL | here |"))
     ours = {field.name for field in fields(DPOConfig)} - {field.name for field in fields(TrainingArguments)}
     own = set(table("coming-from-trl.md", "| field | default | what it does |"))
-    assert trl == set(flow.TRL_FIELDS) >= set(UNBUILT_DPO)
+    assert trl == set(TRL_FIELDS) >= set(UNBUILT_DPO)
     assert ours <= trl | own
     assert not trl & own
 
 
-@pytest.mark.parametrize("name", sorted(set(flow.TRL_FIELDS)))
+@pytest.mark.parametrize("name", sorted(set(TRL_FIELDS)))
 def test_options_do_what_the_table_says(tmp_path, name):
     fate = table("coming-from-trl.md", "| field | in TRL | here |")[name][1]
     if name in UNBUILT_DPO:
@@ -94,6 +94,44 @@ def test_options_do_what_the_table_says(tmp_path, name):
     else:
         assert fate.startswith("works")
         assert name in {field.name for field in fields(DPOConfig)}
+
+
+GRPO_FATES = ("coming-from-trl.md", "| field | default in TRL | fate | here |")
+
+
+def test_every_option_of_trls_grpo_is_listed():
+    """Every field of TRL 1.16's GRPOConfig that is no plain one of TrainingArguments, and every one of ours."""
+    frozen = json.loads((ROOT / "tests" / "parity" / "trl_policy_1_16.json").read_text())
+    plain = {field.name for field in fields(TrainingArguments)}
+    fates = table(*GRPO_FATES)
+    assert set(fates) == set(TRL_GRPO_FIELDS) >= set(frozen["config_fields"]) - plain
+    own = set(table("coming-from-trl.md", "| field | default | what it does |", after="## GRPO"))
+    dpo = {field.name for field in fields(DPOConfig)}
+    assert {field.name for field in fields(GRPOConfig)} <= set(fates) | own | dpo | plain
+    assert not own & set(fates)
+
+
+@pytest.mark.parametrize("name", sorted(TRL_GRPO_FIELDS))
+def test_options_of_grpo_do_what_the_table_says(tmp_path, name):
+    """TRL's default is accepted; an option that is refused by name is so; an accepted one has TRL's default."""
+    default, fate, sentence = table(*GRPO_FATES)[name]
+    trls, ours = TRL_GRPO_FIELDS[name], GRPOConfig(output_dir=str(tmp_path))
+    assert default == f"`{trls!r}`"
+    GRPOConfig(output_dir=str(tmp_path), **{name: trls})
+    if fate == "refused by name":
+        assert name in {**UNBUILT_GRPO, **OF_ROWS}
+        with pytest.raises(ValueError, match=name):
+            GRPOConfig(output_dir=str(tmp_path), **{name: 17})
+    elif fate == "alias":
+        own = GRPO_ALIASES[name]
+        assert f"`{own}`" in sentence
+        value = {"importance_sampling_mode": "token_mask", "importance_sampling_clip_min": 0.5}.get(own, 7.0)
+        switch = {} if own.endswith("correction") else {"importance_sampling_correction": True}
+        assert vars(GRPOConfig(output_dir=str(tmp_path), **switch, **{name: value}))[own] == value
+    elif fate == "accepted":
+        assert vars(ours)[name] == trls
+    else:
+        assert fate == "differs"
 
 
 def test_every_metric_is_explained_and_read():
@@ -117,6 +155,14 @@ def test_every_metric_of_trl_is_listed():
         "num_tokens",
     }
     assert keys >= {"nll_loss", "aux_loss"}
+
+
+def test_metrics_of_grpo_that_are_the_same_are_there():
+    """A key of TRL whose sentence begins with "same" has a sentence of ours."""
+    rows = table("coming-from-trl.md", "| TRL's key | here |", after="### Metrics of GRPO")
+    same = {key for cell, (sentence,) in rows.items() for key in cell.split("`, `") if sentence.startswith("same")}
+    assert len(same) > 20
+    assert not [key for key in same if explain(key.replace("<function>", "f")) is None]
 
 
 def test_rewards_page_lists_the_table():

@@ -258,6 +258,13 @@ def test_under_filters_ratios_are_still_of_the_whole_softmax(tmp_path, filters):
     torch.testing.assert_close(weights, torch.ones_like(weights), rtol=1e-5, atol=1e-5)
 
 
+def test_the_moving_factor_of_the_entropy_bonus_is_logged(tmp_path):
+    """The entropy, about 5 nats, is below its target: the factor rises by 0.005 a step, once an entropy is known."""
+    trainer = make_online_trainer(tmp_path, use_adaptive_entropy=True, entropy_coef=0.02, entropy_target=10.0)
+    trainer.train()
+    assert [line["entropy_coef"] for line in step_lines(trainer)] == pytest.approx([0.0, 0.025, 0.03])
+
+
 # Names that people know.
 
 

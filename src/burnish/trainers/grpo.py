@@ -192,6 +192,8 @@ class GRPOTrainer(OnlineTrainer):
         del model
         if self.entropy_control is not None and self.state.global_step > 0:
             self.entropy_control.update(float(self.running_means.value(*FOLLOWED_ENTROPY)))
+        if self.entropy_control is not None:
+            self.metric_buffer.add({"entropy_coef": self.of_round(self.entropy_control.coefficient)})
         return list(parcels)
 
     def follow_policy(self) -> None:

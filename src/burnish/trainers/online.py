@@ -23,11 +23,13 @@ from burnish.data.prompts import check_prompt_columns, prepare_prompts
 from burnish.data.sources import load_rows
 from burnish.generation.base import Generator, Prompt
 from burnish.generation.native import NativeGenerator
+from burnish.models.adapters import plain_model
 from burnish.rollout.collect import PromptRow, Refill, RolloutSteps, collect
 from burnish.rollout.plan import cut_rows
 from burnish.rollout.whole import WholeRound
 from burnish.runtime.distributed import largest_over_ranks, sum_over_ranks
 from burnish.trainers.base import PolicyTrainer
+from burnish.trainers.positions import check_positions
 from burnish.trainers.prompt_evaluation import PromptEvaluationMixin
 from burnish.trainers.rollout_options import OnlineConfig
 from burnish.trainers.round_queue import RoundQueue
@@ -85,6 +87,8 @@ class OnlineTrainer(PromptEvaluationMixin, PolicyTrainer, ABC):
                 "neither the tokenizer nor the model's generation config has an end-of-sequence token, so no answer "
                 "would end by itself: set tokenizer.eos_token (or generation_config.eos_token_id), or stop_strings"
             )
+        longest = {name: report.max_length for name, report in self.data_reports.items()}
+        check_positions(plain_model(self.model).config, longest, max_new_tokens=options.max_completion_length or 0)
         self.pad_token_id = self._pad_token_id()
         self.sampling = options.sampling_params(end_token_ids=self.end_token_ids)
         self.generator: Generator = generator or NativeGenerator(
