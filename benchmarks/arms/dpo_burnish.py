@@ -22,20 +22,33 @@ def make_trainer(job: dict[str, Any], inputs: Inputs) -> DPOTrainer:
 
 
 def record_logps(trainer: Any, logps: Logps) -> None:
-    """Write the summed log-probs of the first micro-batch that is trained on.
+    """Write the summed log-probs of the first micro-batch, in its order; it may be trained on in parts of another one.
 
     The check before the first step scores rows without gradient, and is left out.
     """
-    loss = trainer.dpo_loss
+    loss, training_step = trainer.dpo_loss, trainer.training_step
+    found: dict[int, list[float]] = {}
 
     def recording_loss(pair: PairLogps, batch: PreferenceBatch) -> Any:
         if torch.is_grad_enabled() and not logps:
-            found = (pair.chosen, pair.rejected, pair.ref_chosen, pair.ref_rejected)
-            names = (f"{of}/{side}" for of in ("logps", "ref_logps") for side in SIDES)
-            logps.update({name: values.detach().double().tolist() for name, values in zip(names, found, strict=True)})
+            sides = torch.stack([pair.chosen, pair.rejected, pair.ref_chosen, pair.ref_rejected], dim=1)  # (M, 4)
+            found.update(zip(_pair_ids(batch), sides.detach().double().tolist(), strict=True))
         return loss(pair, batch)
 
-    trainer.dpo_loss = recording_loss
+    def recording_step(model: Any, batch: PreferenceBatch, *args: Any, **kwargs: Any) -> Any:
+        result = training_step(model, batch, *args, **kwargs)
+        if not logps:
+            columns = zip(*(found[row] for row in _pair_ids(batch)), strict=True)
+            names = (f"{of}/{side}" for of in ("logps", "ref_logps") for side in SIDES)
+            logps.update({name: list(values) for name, values in zip(names, columns, strict=True)})
+        return result
+
+    trainer.dpo_loss, trainer.training_step = recording_loss, recording_step
+
+
+def _pair_ids(batch: PreferenceBatch) -> list[int]:
+    """The data set's row of each pair."""
+    return batch.row_id[batch.pairs[:, 0]].tolist()
 
 
 def rows_of(batch: PreferenceBatch) -> tuple[list[Row], list[Row]]:

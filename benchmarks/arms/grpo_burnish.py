@@ -43,7 +43,7 @@ class FrozenTrainer(GRPOTrainer):
     """Trains on the frozen rollout, its old policy moved by the job's noise."""
 
     old_noise: torch.Tensor
-    kl: float
+    kl_total, num_rows = 0.0, 0
 
     def _rescore(self, batch: RolloutBatch) -> RolloutBatch:
         scored = super()._rescore(batch)
@@ -52,14 +52,16 @@ class FrozenTrainer(GRPOTrainer):
 
     def _compute_loss(self, model: Any, batch: RolloutBatch) -> LossOutput:
         output = super()._compute_loss(model, batch)
-        # One mean a row. The answers are of one length, so the mean over rows is the mean over tokens.
-        self.kl = sum(float(term.losses.detach().mean()) for term in output.terms if term.name == "kl")
+        if torch.is_grad_enabled():  # a micro-batch comes in parts
+            # One mean a row. The answers are of one length, so the mean over rows is the mean over tokens.
+            self.kl_total += sum(float(term.losses.detach().sum()) for term in output.terms if term.name == "kl")
+            self.num_rows += len(batch)
         return output
 
     def kl_of_loss(self, line: Mapping[str, float]) -> float:
         """The term's mean; the `kl` that is logged is not multiplied by the ratio."""
         del line
-        return self.kl
+        return self.kl_total / self.num_rows
 
 
 def make_trainer(
