@@ -19,16 +19,16 @@ import torch
 from torch import nn
 
 from burnish.models.adapter_files import attach_adapter, base_name, is_adapter_directory
-from burnish.models.adapters import is_adapted, plain_model
+from burnish.models.adapters import is_adapted, make_config, plain_model
 from burnish.models.head_layer import Head, UnsupportedModelError, head_matrix
 from burnish.models.introspect import trunk_of
-from burnish.models.layout import run_rows
 from burnish.models.load import resolve_model
 from burnish.models.padding import own_pad_token
+from burnish.models.sharing import Sharing, choose_sharing, run_trunk
 
 if TYPE_CHECKING:
     from jaxtyping import Float
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -43,16 +43,22 @@ HEAD_INITS: Mapping[str, Callable[[int], float]] = {
 }
 
 
-def install_values(model: PreTrainedModel) -> None:
+def install_values(model: PreTrainedModel, *, prefix_sharing: str = "auto") -> Sharing:
     """Teach a sequence classifier to score a `TokenBatch`. Its weights, checkpoints and other calls do not change.
 
     Args:
         model: a trunk and a head `score` of one label. Install before `accelerator.prepare`.
+        prefix_sharing: how prompts that several completions share are run; see `choose_sharing`.
+
+    Returns:
+        How they are run.
 
     Raises:
         UnsupportedModelError: no such head, or one that does not reproduce the model's own logits.
+        ValueError: `prefix_sharing` is unknown, or changes what this model computes.
     """
     _check_head(model)
+    sharing = choose_sharing(trunk_of(model), prefix_sharing)
     own_forward = type(model).forward
 
     @functools.wraps(own_forward)
@@ -61,9 +67,10 @@ def install_values(model: PreTrainedModel) -> None:
     ) -> Any:
         if token_batch is None:
             return own_forward(self, *args, **kwargs)
-        return {"values": _values(self, token_batch)}
+        return {"values": _values(self, token_batch, sharing)}
 
     model.forward = MethodType(forward_or_score, model)
+    return sharing
 
 
 def token_values(model: nn.Module, batch: TokenBatch) -> Float[Tensor, "N T1"]:
@@ -100,8 +107,8 @@ def score_head(model: PreTrainedModel) -> Head:
     return head_matrix(layer, owner=type(model).__name__)
 
 
-def _values(model: PreTrainedModel, batch: TokenBatch) -> Float[Tensor, "N T1"]:
-    hidden = run_rows(trunk_of(model), batch).hidden  # (N, T+1, H)
+def _values(model: PreTrainedModel, batch: TokenBatch, sharing: Sharing) -> Float[Tensor, "N T1"]:
+    hidden = run_trunk(trunk_of(model), batch, sharing=sharing).hidden  # (N, T+1, H)
     values = _apply(score_head(model), hidden)  # (N, T+1)
     there = nn.functional.pad(batch.completion_mask, (1, 0), value=True)
     return torch.where(there, values, torch.zeros_like(values))
@@ -192,6 +199,15 @@ def load_value_model(
     pad = own_pad_token(tokenizer, [index for index in ends if index is not None])
     config.pad_token_id = tokenizer.convert_tokens_to_ids(pad)
     return loaded
+
+
+def train_head(options: PeftConfig | Mapping[str, Any]) -> PeftConfig:
+    """The configuration of an adapter beside which the head is trained and saved, for it is random otherwise."""
+    config: Any = make_config(options)
+    config.task_type = "SEQ_CLS"  # PEFT's, for a model that generates nothing
+    saved = list(config.modules_to_save or ())
+    config.modules_to_save = saved if HEAD in saved else [*saved, HEAD]
+    return config
 
 
 def _load(name: str, kwargs: dict[str, Any], begin: Callable[[Any], None]) -> PreTrainedModel | PeftModel:
