@@ -109,8 +109,8 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, P
         check_processing_class(plain, self.processing_class)
         if options.ddp_find_unused_parameters is None:  # a rank whose rows have no image does not run the vision tower
             options.ddp_find_unused_parameters = reads_images(plain) or None
-        self.end_token_ids = self.find_end_tokens(model, plain)
         self.args, self.data_reports, self.estimates = options, {}, {}
+        self.end_token_ids = self.find_end_tokens(model, plain)
         self.late_evaluations: list[dict[str, Any]] = []
         self.run, self.cpu_settings = None, None
         self.metric_buffer = MetricBuffer()
