@@ -57,8 +57,8 @@ EXPLANATIONS: dict[str, str] = {
     "solve_rate/": "Share of groups in which that share of the answers, in percent, is right.",
     "pass@": "Chance that k answers to a prompt hold a right one.",
     "maj@": "Share of prompts for which the final answer that most samples give is right.",
-    "accuracy": "Of a policy: share of sampled answers to held-out prompts that are right, total reward at least "
-    "solved_reward. Of a reward model: share of pairs whose chosen answer scores higher; a tie counts one half.",
+    "accuracy": "Of a policy: share of sampled answers that are right, total reward at least solved_reward. Of a "
+    "reward model: share of pairs whose chosen answer scores higher; a tie counts half.",
     "accuracy/": "accuracy of the pairs of one source.",
     "accuracy_chosen_shorter": "accuracy among pairs whose chosen answer has fewer tokens: low beside a high accuracy "
     "means that the model scores length.",

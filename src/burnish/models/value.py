@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from burnish.models.adapter_files import attach_adapter, base_name, is_adapter_directory
+from burnish.models.adapter_files import attach_adapter, base_name, holds_copy, is_adapter_directory
 from burnish.models.adapters import is_adapted, make_config, plain_model
 from burnish.models.head_layer import Head, UnsupportedModelError, head_matrix
 from burnish.models.introspect import trunk_of
@@ -201,6 +201,14 @@ def load_value_model(
     return loaded
 
 
+def is_classifier(name: str) -> bool:
+    """A checkpoint is that of a sequence classifier, whose head was trained."""
+    from transformers import AutoConfig
+
+    kinds = AutoConfig.from_pretrained(resolve_model(name)).architectures or []
+    return any(kind.endswith("ForSequenceClassification") for kind in kinds)
+
+
 def train_head(options: PeftConfig | Mapping[str, Any]) -> PeftConfig:
     """The configuration of an adapter beside which the head is trained and saved, for it is random otherwise."""
     config: Any = make_config(options)
@@ -215,7 +223,13 @@ def _load(name: str, kwargs: dict[str, Any], begin: Callable[[Any], None]) -> Pr
 
     path = resolve_model(name)
     if is_adapter_directory(path):
-        return attach_adapter(cast("PreTrainedModel", _load(base_name(path), kwargs, begin)), path)
+        base = _load(base_name(path), kwargs, begin)
+        if not (is_classifier(base_name(path)) or holds_copy(path, HEAD)):
+            raise ValueError(
+                f"the adapter in {name} has no head, and {base_name(path)} has none either: what it says would be "
+                f"random. An adapter of a reward model is saved with modules_to_save=[{HEAD!r}]"
+            )
+        return attach_adapter(cast("PreTrainedModel", base), path)
     with _quiet_loading(), torch.random.fork_rng():
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
             path, num_labels=1, output_loading_info=True, **kwargs

@@ -59,6 +59,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "on_bad_row": ("error", "drop"),
     "cpu_tuning": ("auto", "off"),
     "prefix_sharing": SHARING,
+    "head_init": ("normal", "zeros"),
 }
 
 
@@ -162,7 +163,7 @@ class PolicyConfig(DataOptions):
             if value not in allowed:
                 raise ValueError(f"{name}={value!r} is not supported: {reason}. Allowed: {allowed[0]!r}.")
         for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
+            if name in known and getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}; allowed: {', '.join(allowed)}")
         if self.token_budget is not None and self.token_budget < 0:
             raise ValueError(

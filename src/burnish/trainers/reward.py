@@ -19,7 +19,7 @@ from burnish.data.numbers import SCORE_COLUMNS
 from burnish.models.adapters import plain_model
 from burnish.models.introspect import end_token_ids
 from burnish.models.load import load_end_token_ids
-from burnish.models.value import HEAD_INITS, install_values, load_value_model, row_scores, token_values, train_head
+from burnish.models.value import install_values, load_value_model, row_scores, token_values, train_head
 from burnish.trainers.base import PolicyTrainer, init_kwargs_of
 from burnish.trainers.config import PolicyConfig, arg
 from burnish.trainers.reward_losses import bind_losses
@@ -77,8 +77,6 @@ class RewardConfig(PolicyConfig):
             raise ValueError(
                 f"center_rewards_coefficient={self.center_rewards_coefficient!r}; allowed: 0 or more, or None"
             )
-        if self.head_init not in HEAD_INITS:
-            raise ValueError(f"head_init={self.head_init!r}; allowed: {', '.join(HEAD_INITS)}")
 
 
 class RewardTrainer(PolicyTrainer):
