@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from burnish.advantages import advantages
 from burnish.importance import importance_corrections
-from burnish.losses import kl_estimators, policy_losses, preference_losses
+from burnish.losses import kl_estimators, policy_losses, preference_losses, reward_losses
 from burnish.rewards.catalog import reward_functions
 
 torch.set_num_threads(1)  # tiny models: a second thread only waits
@@ -74,7 +74,9 @@ def make_rows(num_rows: int = 12) -> list[dict]:
     ]
 
 
-TABLES = (advantages, importance_corrections, kl_estimators, policy_losses, preference_losses, reward_functions)
+TABLES = (
+    advantages, importance_corrections, kl_estimators, policy_losses, preference_losses, reward_losses, reward_functions
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -163,6 +163,20 @@ def test_correlation_from_means():
     assert "_length_difference_x_margins" not in found
 
 
+def test_calibration_error_from_bins():
+    """Two pairs sure to 0.7 of which one is right, eight sure to 0.95 and all right: (2 x 0.2 + 8 x 0.05) / 10."""
+    buffer = MetricBuffer()
+    for name, right, sure in (("70-80", [1.0, 0.0], [0.7, 0.7]), ("90-100", [1.0] * 8, [0.95] * 8)):
+        buffer.add({f"reliability/{name}": Mean.of(torch.tensor(right))})
+        buffer.add({f"_confidence/{name}": Mean.of(torch.tensor(sure, dtype=torch.float64))})
+    nothing = Mean.of(torch.zeros(2), weight=torch.zeros(2))
+    buffer.add({"reliability/50-60": nothing, "_confidence/50-60": nothing})
+    found = buffer.flush(lambda table: table)
+    assert found["calibration_error"].mean == pytest.approx(0.08, abs=1e-12)
+    assert found["calibration_error"].weight == 10
+    assert set(found) == {"reliability/70-80", "reliability/90-100", "calibration_error"}
+
+
 def test_correlation_of_what_does_not_vary_is_left_out():
     buffer = MetricBuffer()
     same = torch.full((3,), 2.0)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from burnish.losses.kl import kl_estimator
     from burnish.losses.policy import policy_loss
     from burnish.losses.preference import preference_loss
+    from burnish.losses.reward import reward_loss
     from burnish.models.forward import forward
     from burnish.rewards.table import reward
     from burnish.trainers.base import PolicyTrainer
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from burnish.trainers.dpo import DPOConfig, DPOTrainer
     from burnish.trainers.grpo import GRPOConfig, GRPOTrainer
     from burnish.trainers.online import OnlineTrainer
+    from burnish.trainers.reward import RewardConfig, RewardTrainer
     from burnish.trainers.rollout_options import OnlineConfig
     from burnish.types import (
         Answers,
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
         LossOutput,
         Mean,
         PairLogps,
+        PairScores,
         PolicyTokens,
         PreferenceBatch,
         RewardTable,
@@ -52,12 +55,15 @@ _HOME = {
     "OnlineConfig": "burnish.trainers.rollout_options",
     "OnlineTrainer": "burnish.trainers.online",
     "PairLogps": "burnish.types",
+    "PairScores": "burnish.types",
     "PolicyConfig": "burnish.trainers.config",
     "PolicyTokens": "burnish.types",
     "PolicyTrainer": "burnish.trainers.base",
     "PreferenceBatch": "burnish.types",
     "Prompt": "burnish.generation.base",
+    "RewardConfig": "burnish.trainers.reward",
     "RewardTable": "burnish.types",
+    "RewardTrainer": "burnish.trainers.reward",
     "RolloutBatch": "burnish.types",
     "SamplingParams": "burnish.generation.base",
     "Term": "burnish.types",
@@ -71,6 +77,7 @@ _HOME = {
     "policy_loss": "burnish.losses.policy",
     "preference_loss": "burnish.losses.preference",
     "reward": "burnish.rewards.table",
+    "reward_loss": "burnish.losses.reward",
 }
 
 __all__ = [
@@ -87,12 +94,15 @@ __all__ = [
     "OnlineConfig",
     "OnlineTrainer",
     "PairLogps",
+    "PairScores",
     "PolicyConfig",
     "PolicyTokens",
     "PolicyTrainer",
     "PreferenceBatch",
     "Prompt",
+    "RewardConfig",
     "RewardTable",
+    "RewardTrainer",
     "RolloutBatch",
     "SamplingParams",
     "Term",
@@ -106,6 +116,7 @@ __all__ = [
     "policy_loss",
     "preference_loss",
     "reward",
+    "reward_loss",
 ]
 
 

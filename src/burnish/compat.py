@@ -52,6 +52,11 @@ MODEL_CONFIG_FIELDS = {
     "attn_implementation": "training.model_init_kwargs.attn_implementation",
     "dtype": "training.model_init_kwargs.dtype",
 }
+UNBUILT_REWARD: dict[str, tuple[Any, ...]] = {
+    "activation_offloading": (False,),
+    "chat_template_path": (None,),
+    "eos_token": (None,),
+}
 UNBUILT_GRPO: dict[str, tuple[Any, ...]] = {
     "use_vllm": (False,),
     "vllm_mode": ("colocate", "server"),

@@ -57,7 +57,21 @@ EXPLANATIONS: dict[str, str] = {
     "solve_rate/": "Share of groups in which that share of the answers, in percent, is right.",
     "pass@": "Chance that k answers to a prompt hold a right one.",
     "maj@": "Share of prompts for which the final answer that most samples give is right.",
-    "accuracy": "Share of sampled answers to held-out prompts that are right: total reward at least solved_reward.",
+    "accuracy": "Of a policy: share of sampled answers that are right, total reward at least solved_reward. Of a "
+    "reward model: share of pairs whose chosen answer scores higher; a tie counts half.",
+    "accuracy/": "accuracy of the pairs of one source.",
+    "accuracy_chosen_shorter": "accuracy among pairs whose chosen answer has fewer tokens: low beside a high accuracy "
+    "means that the model scores length.",
+    "margin": "Score of the chosen minus that of the rejected answer: the log-odds of the preference.",
+    "margin/": "margin of the pairs of one source.",
+    "min_reward": "Smallest score of a micro-batch, mean over micro-batches.",
+    "mean_reward": "Mean score of all answers. Only differences matter; far from 0, set center_rewards_coefficient.",
+    "max_reward": "Largest score of a micro-batch, mean over micro-batches.",
+    "score_length_correlation": "Correlation of an answer's score with its tokens; near 1: length is what is scored.",
+    "calibration_error": "How far the model is from being right as often as it is sure: the distance of share and "
+    "confidence of the reliability bins, mean over pairs.",
+    "reliability/": "Accuracy among the pairs that the model is sure of to that percentage, σ(|margin|). Calibrated: "
+    "they are the same.",
     "accuracy_greedy": "Share of held-out prompts whose likeliest answer is right.",
     "reward_greedy": "Mean total reward of the likeliest answers to held-out prompts.",
     "completions/min_length": "Tokens of the shortest answer of a round.",
@@ -168,8 +182,14 @@ class Estimate:
         return cls(mean, weight, standard_error, squares / weight)
 
 
+# Pairs by how sure a reward model is of them, σ(|s_w - s_l|) in percent; calibration error is over these.
+RELIABILITY_BINS = ("50-60", "60-70", "70-80", "80-90", "90-100")
+CALIBRATIONS = {"calibration_error": ("reliability/", "_confidence/")}
 WEIGHTS = {"sampling/effective_sample_size": "sampling/importance_sampling_ratio/mean"}
-CORRELATIONS = {"length_margin_correlation": ("length_difference", "rewards/margins", "_length_difference_x_margins")}
+CORRELATIONS = {
+    "length_margin_correlation": ("length_difference", "rewards/margins", "_length_difference_x_margins"),
+    "score_length_correlation": ("_length", "mean_reward", "_length_x_reward"),
+}
 
 
 def shown(estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
@@ -185,6 +205,14 @@ def shown(estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
             correlation = _correlation(first, second, product)
             if not math.isnan(correlation):
                 known[name] = Estimate(correlation, product.weight, math.nan)
+    for name, (shares, confidences) in CALIBRATIONS.items():
+        bins = [
+            (estimates[n], estimates[f"{confidences}{n.removeprefix(shares)}"]) for n in known if n.startswith(shares)
+        ]
+        if bins:
+            weight = sum(share.weight for share, _ in bins)
+            gaps = sum(share.weight * abs(share.mean - confidence.mean) for share, confidence in bins)
+            known[name] = Estimate(gaps / weight, weight, math.nan)
     for name, weights in WEIGHTS.items():
         if weights in known:
             known[name] = Estimate(_effective_share(known[weights]), known[weights].weight, math.nan)

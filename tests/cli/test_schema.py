@@ -11,6 +11,7 @@ from burnish.cli.schema import CHOICES, REGENERATE, SCHEMA_PATH, make_schema, sc
 from burnish.cli.validate import load_schema
 from burnish.trainers.config import PolicyConfig
 from burnish.trainers.dpo import DPOConfig
+from burnish.trainers.reward import RewardConfig
 
 OPTIONS = load_schema()["$defs"]["dpo"]["properties"]
 
@@ -41,10 +42,11 @@ def test_every_default_is_allowed(name):
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_choices_are_those_of_the_configuration(name, tmp_path):
+    config = next(c for c in (PolicyConfig, RewardConfig) if name in {item.name for item in fields(c)})
     for value in CHOICES[name]:
-        PolicyConfig(output_dir=str(tmp_path), **{name: value})
+        config(output_dir=str(tmp_path), **{name: value})
     with pytest.raises(ValueError, match=name):
-        PolicyConfig(output_dir=str(tmp_path), **{name: "something else"})
+        config(output_dir=str(tmp_path), **{name: "something else"})
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,9 @@ def test_scores_are_a_column_and_the_margin_of_rows_without_one():
     assert batch.columns["score"].tolist() == [4.0, 0.0, 5.0, 6.0]
     assert batch.margin.tolist() == [4.0, -1.0]
     assert PreferenceCollator(0)([{**row, "margin": 7.0} for row in rows]).margin.tolist() == [7.0, 7.0]
+    without = PreferenceCollator(0, margin_from_scores=False)
+    assert without(rows).margin is None
+    assert without([{**row, "margin": 7.0} for row in rows]).margin.tolist() == [7.0, 7.0]
 
 
 def test_columns_of_rows_and_of_answers():
@@ -109,6 +112,8 @@ def test_columns_of_rows_and_of_answers():
     assert batch.columns["source"].tolist() == [3, 3, 2, 2]
     assert batch.columns["source"].dtype == torch.int64
     assert batch.columns["truncated"].tolist() == [0.0, 0.0, 1.0, 0.0]
+    weighted = PreferenceCollator(0)([{**row, "weight": 1.0 + i} for i, row in enumerate(ROWS)])
+    assert weighted.columns["weight"].tolist() == weighted.unit_weights("row").tolist() == [1.0, 1.0, 2.0, 2.0]
     assert PreferenceCollator(0)(ROWS).columns == {}
 
 

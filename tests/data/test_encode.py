@@ -118,6 +118,17 @@ def test_chat_keeps_the_newline_between_turns_untrained_and_removes_the_last():
     assert (result.num_template_removed, result.num_without_eos) == (1, 0)
 
 
+def test_what_the_template_puts_last_may_stay():
+    """Not trained by a policy, and read by a reward model."""
+    tokenizer = merging_tokenizer()
+    rendered = Rendered("ab</s>\n", ((1, 7),), is_chat=True)
+    [tokens] = encode_texts(tokenizer, [rendered.text])
+    result = train_tokens(tokenizer, rendered, tokens, prefix=[], end_ids=(EOS,), keep_template_end=True)
+    assert tokenizer.convert_ids_to_tokens(result.ids) == ["a", "b", "</s>", "Ċ"]
+    assert result.mask == [False, True, True, False]
+    assert (result.num_template_removed, result.num_without_eos) == (0, 0)
+
+
 def test_chat_without_an_end_token_is_left_as_it_is_and_counted():
     tokenizer = merging_tokenizer()
     rendered = Rendered("ab\n", ((1, 3),), is_chat=True)

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from reward_rounds import make_answers
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClassification
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "trainers"))
+from reward_training import make_trainer, scores_of
+
+from burnish.models.adapters import adapt
 from burnish.rewards import Scorer
 from burnish.rewards.models import ClassifierReward, RunningMoments, batches
-from conftest import make_model, make_tokenizer
+from conftest import make_model, make_rows, make_tokenizer
 
 
 def make_classifier(num_labels: int = 1, **settings) -> LlamaForSequenceClassification:
@@ -166,3 +172,35 @@ def test_normalised_rewards_follow_past_rounds_and_not_evaluations(place):
     resumed = Scorer(place, options={"judge": {"normalize": True}})
     resumed.load_state_dict(state)
     assert torch.equal(resumed.score(answers, num_tokens=8)[0].rewards, normal.rewards)
+
+
+@pytest.mark.parametrize("peft", [None, {"type": "lora", "r": 4, "target_modules": ["q_proj"]}], ids=["full", "lora"])
+@pytest.mark.parametrize("is_chat", [True, False], ids=["chat", "text"])
+def test_a_saved_reward_model_by_its_path(tmp_path, peft, is_chat):
+    """What RewardTrainer saved says as a reward what it said to its trainer, to 1e-5: conversations and plain texts."""
+    make_model(max_position_embeddings=256).save_pretrained(tmp_path / "base")
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(tmp_path / "base")
+    rows = make_rows(8) if is_chat else [{"prompt": "Sky? ", "chosen": "blue" * i, "rejected": "red"} for i in (1, 2)]
+    trainer = make_trainer(
+        tmp_path / "run", model=str(tmp_path / "base"), rows=rows, peft=peft, tokenizer=tokenizer, max_steps=3
+    )
+    trainer.train()
+    trainer.save_model(str(tmp_path / "judge"))
+    expected = scores_of(trainer, rows)
+    prompts = [row["prompt"] for row in rows for _ in range(2)]
+    completions = [row[side] for row in rows for side in ("chosen", "rejected")]
+    reward = ClassifierReward(str(tmp_path / "judge"))
+    found = torch.tensor(reward(prompts, completions, append_eos=True, max_tokens=128))
+    torch.testing.assert_close(found, expected.float(), rtol=0, atol=1e-5)
+    assert reward.name == "judge"
+
+
+def test_an_adapter_without_a_head_is_refused(tmp_path):
+    make_model().save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    model = adapt(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), {"r": 2, "target_modules": ["q_proj"]})
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"has no head, and .*base has none either"):
+        ClassifierReward(str(tmp_path / "adapter"))

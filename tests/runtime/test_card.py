@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from burnish.runtime.card import MARK, CardOptions, card_text, is_own_card, shown_command
+from burnish.runtime.card import MARK, card_text, is_own_card, shown_command
 from burnish.runtime.record import RunRecord
+from burnish.runtime.usage import CardOptions
 
 OPTIONS = CardOptions(model_name="tiny", load_name="me/tiny", step=4)
 MANIFEST = {

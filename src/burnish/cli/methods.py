@@ -23,6 +23,8 @@ class Method:
         reads_preferences: its rows are preferences, as `burnish.data.check` reads them.
         takes_several_losses: `loss_type` may be a list.
         draws_answers: its rows are prompts, and it needs `rewards`.
+        writes_answers: what is trained answers prompts; a reward model scores answers instead.
+        takes_reference: it may be given a reference policy.
     """
 
     module: str
@@ -34,6 +36,8 @@ class Method:
     reads_preferences: bool = False
     takes_several_losses: bool = False
     draws_answers: bool = False
+    writes_answers: bool = True
+    takes_reference: bool = True
 
 
 METHODS = {
@@ -55,6 +59,18 @@ METHODS = {
         unbuilt="UNBUILT_GRPO",
         retry="num_generations=16",
         draws_answers=True,
+    ),
+    "reward": Method(
+        "burnish.trainers.reward",
+        "RewardConfig",
+        "RewardTrainer",
+        losses="burnish.losses.reward_losses",
+        unbuilt="UNBUILT_REWARD",
+        retry="label_smoothing=0.1",
+        reads_preferences=True,
+        takes_several_losses=True,
+        writes_answers=False,
+        takes_reference=False,
     ),
 }
 

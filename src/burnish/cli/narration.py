@@ -5,7 +5,7 @@ It happens inside `train`, so that the numbers are taken under the run's own set
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.text import Text
 from transformers import TrainerCallback
 
-from burnish.cli.answers import Prompt, greedy_answers
 from burnish.cli.plan import plan_lines
 from burnish.metrics import Estimate
 from burnish.report.console import Answer, Sample, answers_table
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
     from burnish.cli.runfile import RunFile
+    from burnish.cli.samples import Samples
     from burnish.trainers.dpo import DPOTrainer
 
 
@@ -35,10 +35,10 @@ class Narration(TrainerCallback):
         before, after: held-out estimates by prefixed name; empty where nothing was measured.
     """
 
-    def __init__(self, trainer: DPOTrainer, runfile: RunFile, prompts: Sequence[Prompt], console: Console) -> None:
+    def __init__(self, trainer: DPOTrainer, runfile: RunFile, samples: Samples, console: Console) -> None:
         self._trainer = trainer
         self._runfile = runfile
-        self._prompts = prompts
+        self._samples = samples
         self._console = console
         self._evaluated_at: int | None = None
         self._answers: dict[str, list[Answer]] = {}
@@ -53,7 +53,7 @@ class Narration(TrainerCallback):
         for line in plan_lines(self._runfile, self._trainer, state):
             self._say(line)
         if state.global_step == 0:
-            self._say("Before training: evaluating and answering the sample prompts.")
+            self._say(f"Before training: evaluating and {self._samples.doing}.")
             self.before = self._measure("before", evaluate=True)
         else:
             self._recall()
@@ -70,16 +70,16 @@ class Narration(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Measure again."""
-        self._say("After training: evaluating and answering the sample prompts.")
+        self._say(f"After training: evaluating and {self._samples.doing}.")
         is_known = self._evaluated_at == state.global_step and not args.load_best_model_at_end
         self.after = self._measure("after", evaluate=not is_known)
 
     def samples(self) -> tuple[Sample, ...]:
         """The sample prompts with the answers before and after."""
-        before = self._answers.get("before") or [None] * len(self._prompts)
+        before = self._answers.get("before") or [None] * len(self._samples.shown)
         after = self._answers.get("after", [])
-        triples = zip(self._prompts, before, after, strict=False)
-        return tuple(Sample(prompt.shown, first, second) for prompt, first, second in triples)
+        triples = zip(self._samples.shown, before, after, strict=False)
+        return tuple(Sample(shown, first, second) for shown, first, second in triples)
 
     def _measure(self, when: str, *, evaluate: bool) -> dict[str, Estimate]:
         trainer = self._trainer
@@ -87,15 +87,10 @@ class Narration(TrainerCallback):
             trainer.evaluate()
         estimates = dict(trainer.estimates) if trainer.eval_dataset is not None else {}
         if trainer.is_world_process_zero():
-            self._answers[when] = greedy_answers(
-                trainer.model,
-                trainer.tokenizer,
-                self._prompts,
-                max_new_tokens=self._runfile.max_new_tokens,
-                end_token_ids=trainer.end_token_ids,
-            )
+            self._answers[when] = self._samples.answer()
         if trainer.run is not None:
-            shown = [{"prompt": p.shown, **asdict(a)} for p, a in zip(self._prompts, self._answers[when], strict=True)]
+            pairs = zip(self._samples.shown, self._answers[when], strict=True)
+            shown = [{"prompt": prompt, **asdict(answer)} for prompt, answer in pairs]
             found = {name: asdict(estimate) for name, estimate in estimates.items()}
             trainer.run.event("measured", when=when, step=trainer.state.global_step, estimates=found, answers=shown)
         return estimates
@@ -109,8 +104,8 @@ class Narration(TrainerCallback):
             return
         self.before = {name: _estimate(values) for name, values in measured[-1]["estimates"].items()}
         known = {answer["prompt"]: Answer(answer["text"], answer["is_cut"]) for answer in measured[-1]["answers"]}
-        if all(prompt.shown in known for prompt in self._prompts):
-            self._answers["before"] = [known[prompt.shown] for prompt in self._prompts]
+        if all(shown in known for shown in self._samples.shown):
+            self._answers["before"] = [known[shown] for shown in self._samples.shown]
 
     def _say(self, line: str) -> None:
         if self._trainer.is_world_process_zero():

@@ -18,17 +18,20 @@ if TYPE_CHECKING:
 
     from burnish.trainers.dpo import DPOTrainer
 
+SHOWN_FACTORS = ("beta", "center_rewards_coefficient")
+
 
 def plan_lines(runfile: RunFile, trainer: DPOTrainer, state: TrainerState) -> list[str]:
     """Model, reference, data, steps, settings of the CPU and run directory of a run that is about to begin."""
     args, model = trainer.args, trainer.model
     reports = list(trainer.data_reports.values())
-    objective = _rollout_lines if METHODS[runfile.method].draws_answers else _preference_lines
+    method = METHODS[runfile.method]
+    objective = _rollout_lines if method.draws_answers else _preference_lines
     lines = [
         f"{runfile.method} on {runfile.model}: {type(plain_model(model)).__name__}, "
         f"{model.num_parameters():,} parameters, {_name_of(model.dtype)} on {args.device}{_precision(args)}",
         *filter(None, [adapter_line(model)]),
-        f"reference: {trainer.reference.description}",
+        *([f"reference: {trainer.reference.description}"] if method.takes_reference else []),
         *(line for report in reports for line in report.lines()),
         *(trainer.mixture.lines() if trainer.mixture is not None else ()),
         *objective(trainer, state),
@@ -57,9 +60,10 @@ def _rollout_lines(trainer: Any, state: TrainerState) -> list[str]:
 def _preference_lines(trainer: Any, state: TrainerState) -> list[str]:
     """Loss, and the arithmetic of a step."""
     args = trainer.args
+    factors = [f", {name} {value:g}" for name in SHOWN_FACTORS if (value := vars(args).get(name))]
     return [
-        f"loss: {_losses(args.loss_type, args.loss_weights)}, beta {args.beta:g}; "
-        f"learning rate {args.learning_rate:g}, {_name(args.lr_scheduler_type)}",
+        f"loss: {_losses(args.loss_type, args.loss_weights)}{''.join(factors)}; learning rate {args.learning_rate:g}, "
+        f"{_name(args.lr_scheduler_type)}",
         steps_line(
             num_steps=state.max_steps,
             done=state.global_step,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,11 @@ from rich.console import Console
 from transformers import PrinterCallback, ProgressCallback
 from transformers.utils.logging import disable_progress_bar
 
-from burnish.cli.answers import prompt_samples, sample_prompts
+from burnish.cli.answers import greedy_answers, prompt_samples, sample_prompts
 from burnish.cli.methods import METHODS, load
 from burnish.cli.narration import Narration
 from burnish.cli.runfile import RunFile
+from burnish.cli.samples import Samples, scored_samples
 from burnish.cli.validate import is_function_name
 from burnish.data.shares import apportion
 from burnish.data.sources import load_rows, load_stream, split_rows
@@ -68,7 +70,7 @@ def run(runfile: RunFile, *, resume: bool = False, console: Console | None = Non
         runfile.model,
         args=args,
         **({"reward_funcs": reward_functions(runfile.rewards)} if method.draws_answers else {}),
-        ref_model=runfile.ref_model,
+        **({"ref_model": runfile.ref_model} if method.takes_reference else {}),
         train_dataset=train_rows,
         eval_dataset=held_out,
         peft_config=runfile.peft,
@@ -77,9 +79,8 @@ def run(runfile: RunFile, *, resume: bool = False, console: Console | None = Non
     if method.draws_answers:
         trainer.round_report.console = console
     asked = rows_by_source(train_rows if held_out is None else held_out, num_streamed=max(runfile.samples, 1))
-    make_prompts = prompt_samples if method.draws_answers else sample_prompts
-    prompts = make_prompts(next(iter(asked.values())), trainer.processing_class, runfile.samples)
-    progress, narration = ProgressLine(console), Narration(trainer, runfile, prompts, console)
+    samples = take_samples(runfile, trainer, next(iter(asked.values())))
+    progress, narration = ProgressLine(console), Narration(trainer, runfile, samples, console)
     _replace_callbacks(trainer, progress, narration)
     disable_progress_bar()  # those of loading are over, and those of saving would break the progress line
     try:
@@ -94,6 +95,24 @@ def run(runfile: RunFile, *, resume: bool = False, console: Console | None = Non
             commands = next_commands(run_dir, runfile.method, num_steps=trainer.state.max_steps)
             console.print(final_table(outcome.before, outcome.after, outcome.samples, run_dir, commands), crop=False)
     return outcome
+
+
+def take_samples(runfile: RunFile, trainer: Any, rows: Dataset) -> Samples:
+    """What is shown before and after: greedy answers to a few prompts; of a reward model, the scores of a few rows."""
+    method = METHODS[runfile.method]
+    if not method.writes_answers:
+        return scored_samples(trainer, rows, runfile.samples)
+    make_prompts = prompt_samples if method.draws_answers else sample_prompts
+    prompts = make_prompts(rows, trainer.processing_class, runfile.samples)
+    answer = partial(
+        greedy_answers,
+        trainer.model,
+        trainer.tokenizer,
+        prompts,
+        max_new_tokens=runfile.max_new_tokens,
+        end_token_ids=trainer.end_token_ids,
+    )
+    return Samples("answering the sample prompts", [prompt.shown for prompt in prompts], answer)
 
 
 def next_commands(run_dir: Path, method: str, *, num_steps: int) -> list[str]:

@@ -57,6 +57,7 @@ RANGES: Mapping[str, Mapping[str, float]] = {
     **dict.fromkeys(("num_iterations", "steps_per_generation", "generation_batch_size"), AT_LEAST_ONE),
     **dict.fromkeys(("temperature", "reward_timeout"), POSITIVE),
     **dict.fromkeys(("epsilon", "epsilon_high", "top_k", "reward_retries", "num_generations_eval"), NOT_NEGATIVE),
+    "center_rewards_coefficient": NOT_NEGATIVE,
     "top_p": {"exclusiveMinimum": 0, "maximum": 1},
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), AT_LEAST_ONE),
     **dict.fromkeys(("gradient_accumulation_steps", "dataset_num_proc", "torch_empty_cache_steps"), AT_LEAST_ONE),
@@ -108,7 +109,7 @@ _TEXT, _COUNT, _NOTHING = {"type": "string", "minLength": 1}, {"type": "integer"
 def _top_level() -> dict[str, Any]:
     return {
         "method": {"enum": list(METHODS), "default": next(iter(METHODS)), "description": "How to train."},
-        "model": {**_TEXT, "description": "The policy: a short name, a path, a .gguf file, or a name on the hub."},
+        "model": {**_TEXT, "description": "What is trained: a short name, a path, a .gguf file, or a name on the hub."},
         "ref_model": {
             "anyOf": [_TEXT, _NOTHING],
             "default": None,
@@ -130,7 +131,8 @@ def _top_level() -> dict[str, Any]:
             **_COUNT,
             **NOT_NEGATIVE,
             "default": 3,
-            "description": "So many held-out prompts are answered greedily before and after training.",
+            "description": "So many held-out prompts are answered greedily before and after training; a reward model "
+            "scores the answers of so many rows.",
         },
         "max_new_tokens": {
             **_COUNT,
@@ -191,7 +193,7 @@ def _training(method: Method) -> dict[str, Any]:
     properties = {field.name: _option(field, hints[field.name]) for field in fields(config) if field.init}
     losses = load_losses(method)
     properties["loss_type"] |= _loss_type(losses, several=method.takes_several_losses)
-    if properties["beta"]["default"] == 0:
+    if properties.get("beta", {}).get("default") == 0:
         properties["beta"] |= {"minimum": 0}
         del properties["beta"]["exclusiveMinimum"]
     if "judge" in properties:

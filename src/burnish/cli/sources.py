@@ -150,6 +150,8 @@ def _reward_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(("rewards",), f"is missing: what scores the answers? module:function, or of {names}")
     if not method.draws_answers and rewards:
         yield Problem(("rewards",), f"has no effect: {name} draws no answers. Remove it")
+    if not method.takes_reference and document.get("ref_model") is not None:
+        yield Problem(("ref_model",), f"has no effect: {name} has no reference. Remove it")
     for index, reward in enumerate(rewards):
         if isinstance(reward, str) and (message := _reward_problem(reward)):
             yield Problem(("rewards", index) if isinstance(document.get("rewards"), list) else ("rewards",), message)

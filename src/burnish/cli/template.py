@@ -20,6 +20,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "eval": "recipe:sums-heldout",
         "rewards": "number",
     },
+    "reward": {"model": "smollm2-135m", "train": "recipe:spoken-train", "eval": "recipe:spoken-heldout"},
 }
 OF_METHOD: dict[str, tuple[str, ...]] = {
     "dpo": ("loss_type", "beta", "label_smoothing", "max_length"),
@@ -38,6 +39,7 @@ OF_METHOD: dict[str, tuple[str, ...]] = {
         "dynamic_sampling",
         "on_reward_error",
     ),
+    "reward": ("loss_type", "label_smoothing", "center_rewards_coefficient", "margin_from_scores", "max_length"),
 }
 ESSENTIAL = (
     "output_dir",

@@ -39,18 +39,22 @@ class PreferenceCollator:
     Args:
         pad_token_id: fills the padding; no mask depends on it, and it may be any token.
         pad_to_multiple_of: rounds both lengths up, or None.
+        margin_from_scores: rows without a margin have the difference of their scores.
 
     Example: a prompt of two tokens with answers of two and one tokens: prompt_ids (1, 2), completion_ids (2,
     2), completion_mask [[True, True], [True, False]], prompt_index [0, 0], pairs [[0, 1]].
     """
 
-    def __init__(self, pad_token_id: int, *, pad_to_multiple_of: int | None = None) -> None:
+    def __init__(
+        self, pad_token_id: int, *, pad_to_multiple_of: int | None = None, margin_from_scores: bool = True
+    ) -> None:
         if isinstance(pad_token_id, bool) or not isinstance(pad_token_id, int) or pad_token_id < 0:
             raise ValueError(f"pad_token_id={pad_token_id!r} is no token id; pass tokenizer.pad_token_id, or its eos")
         if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
             raise ValueError(f"pad_to_multiple_of={pad_to_multiple_of!r} is not allowed: 1 or more, or None")
         self.pad_token_id = pad_token_id
         self.pad_to_multiple_of = pad_to_multiple_of or 1
+        self.margin_from_scores = margin_from_scores
 
     def __call__(self, rows: Sequence[Row]) -> PreferenceBatch:
         """One parcel of all rows.
@@ -76,7 +80,7 @@ class PreferenceCollator:
             prompt_index=torch.arange(len(rows)).repeat_interleave(num_completions),
             row_id=row_id.repeat_interleave(num_completions),
             columns=_columns(rows, num_completions),
-            **_pairs(rows, sizes),
+            **_pairs(rows, sizes, margin_from_scores=self.margin_from_scores),
             ref_logps=_tensor(_of_completions(rows, KWISE_REF_COLUMN, REF_COLUMNS), torch.float64),
             ref_token_logps=_token_tensor(_of_completions(rows, KWISE_TOKEN_COLUMN, TOKEN_COLUMNS), loss_mask),
             is_filler=any(row.get("is_filler", False) for row in rows),
@@ -97,17 +101,20 @@ class PreferenceCollator:
 
 def _columns(rows: Sequence[Row], num_completions: Tensor) -> dict[str, Tensor]:
     """The numbers of each completion, (N,), of those columns that the rows have."""
-    source = _tensor(_given(rows, (SOURCE_COLUMN,)), torch.int64)
+    of_rows = {
+        SOURCE_COLUMN: _tensor(_given(rows, (SOURCE_COLUMN,)), torch.int64),
+        "weight": _tensor(_given(rows, ("weight",))),
+    }
     columns = {
         "score": _tensor(_of_completions(rows, "scores", SCORE_COLUMNS)),
         "rank": _tensor(_of_completions(rows, "ranks")),
-        "source": None if source is None else source.repeat_interleave(num_completions),
+        **{name: None if n is None else n.repeat_interleave(num_completions) for name, n in of_rows.items()},
         "truncated": _tensor(_of_completions(rows, TRUNCATED_COLUMN)),
     }
     return {name: numbers for name, numbers in columns.items() if numbers is not None}
 
 
-def _pairs(rows: Sequence[Row], sizes: Sequence[int]) -> dict[str, Any]:
+def _pairs(rows: Sequence[Row], sizes: Sequence[int], *, margin_from_scores: bool) -> dict[str, Any]:
     """`pairs` (M, 2), and `weight` and `margin` (M,), each None if no row says anything of it."""
     pairs: list[tuple[int, int]] = []
     weights: list[float] = []
@@ -119,7 +126,7 @@ def _pairs(rows: Sequence[Row], sizes: Sequence[int]) -> dict[str, Any]:
         for better, worse in row_pairs(row):
             pairs.append((start + better, start + worse))
             weights.append((row["weight"] if has_weight else 1.0) * (0.5 if is_tie else 1.0))
-            margins.append(_margin(row, better, worse))
+            margins.append(_margin(row, better, worse, from_scores=margin_from_scores))
         start += size
     has_weight |= any(row.get(TIE_COLUMN) for row in rows)
     return {
@@ -129,10 +136,12 @@ def _pairs(rows: Sequence[Row], sizes: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _margin(row: Row, better: int, worse: int) -> float | None:
+def _margin(row: Row, better: int, worse: int, *, from_scores: bool) -> float | None:
     """How much better the first completion is than the second one; None if the row does not say."""
     if row.get("margin") is not None:
         return row["margin"] if better < worse else 0.0 - row["margin"]
+    if not from_scores:
+        return None
     scores: list[Any] = row.get("scores") or [row.get(column) for column in SCORE_COLUMNS]
     return None if None in scores else scores[better] - scores[worse]
 

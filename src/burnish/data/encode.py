@@ -91,13 +91,15 @@ def train_tokens(
     *,
     prefix: Sequence[int],
     end_ids: Collection[int],
+    keep_template_end: bool = False,
 ) -> TrainedTokens:
     """Which tokens of a rendered text are trained, with its beginning and its end put right.
 
     A token is trained if all of its characters lie in a span. A text gets the tokenizer's `prefix`, unless
     it begins with it, and the tokenizer's EOS, unless it ends with an end token; both are the template's
     affair in a chat. White space that a template puts after an end-of-turn token is not trained, and after
-    the last one removed, since generation never produces it.
+    the last one removed, since generation never produces it; `keep_template_end` leaves it there, for models that
+    read what the template writes.
     """
     ids, num_straddling = list(tokens.ids), 0
     mask, end = [False] * len(ids), len(ids)
@@ -106,7 +108,8 @@ def train_tokens(
         num_straddling += straddling
         end = _end_of_turn(rendered, tokens, first, last, end_ids) if rendered.is_chat else last
         mask[first:end] = [True] * (end - first)
-    num_removed = len(ids) - end if rendered.is_chat and end and ids[end - 1] in end_ids else 0
+    is_removed = rendered.is_chat and end and ids[end - 1] in end_ids and not keep_template_end
+    num_removed = len(ids) - end if is_removed else 0
     if num_removed:
         ids, mask = ids[:end], mask[:end]
     if not rendered.is_chat:

@@ -57,6 +57,7 @@ class TokenRules:
         end_ids: ids that end an answer.
         code: hash of the code that does it, and of what it reads beside the rows, so that the cache is of both.
         processor: the model's, which writes images out, or None for a model of text.
+        keep_template_end: answers keep what the chat template puts after their last token.
     """
 
     truncation: TruncationPolicy
@@ -64,6 +65,7 @@ class TokenRules:
     end_ids: tuple[int, ...]
     code: str
     processor: ProcessorMixin | None = None
+    keep_template_end: bool = False
 
 
 def preference_batch(
@@ -85,7 +87,14 @@ def preference_batch(
             outcomes.append(draft)
             continue
         trained = [
-            train_tokens(tokenizer, side, next(encoded), prefix=rules.prefix, end_ids=rules.end_ids)
+            train_tokens(
+                tokenizer,
+                side,
+                next(encoded),
+                prefix=rules.prefix,
+                end_ids=rules.end_ids,
+                keep_template_end=rules.keep_template_end,
+            )
             for side in draft.sides
         ]
         outcomes.append(_attempt(_drafted_record, draft, trained, rules.truncation))

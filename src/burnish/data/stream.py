@@ -81,6 +81,7 @@ def prepare_stream(
     num_proc: int | None = None,
     name: str = "train",
     processor: ProcessorMixin | None = None,
+    keep_template_end: bool = False,
     shuffle_buffer_size: int | None = None,
     seed: int = 0,
 ) -> tuple[RowStream, DataReport]:
@@ -106,6 +107,7 @@ def prepare_stream(
         num_proc=num_proc,
         name=name,
         processor=processor,
+        keep_template_end=keep_template_end,
     )
     preparation = plan_preparation(
         split_ref_logps(given, name=name),
@@ -114,6 +116,7 @@ def prepare_stream(
         eos_token_ids=eos_token_ids,
         name=name,
         processor=processor,
+        keep_template_end=keep_template_end,
     )
     stream = RowStream(
         source=source,

@@ -66,6 +66,7 @@ def plan_preparation(
     eos_token_ids: Sequence[int],
     name: str,
     processor: ProcessorMixin | None,
+    keep_template_end: bool,
 ) -> Preparation:
     """What is read of a data set, and how; arguments as in `prepare_preferences`.
 
@@ -79,6 +80,7 @@ def plan_preparation(
         end_ids=_end_ids(tokenizer, eos_token_ids),
         code=_code_hash() + stamp_files(dataset),
         processor=processor,
+        keep_template_end=keep_template_end,
     )
     function = tokenized_batch if is_tokenized(read) else preference_batch
     return Preparation(read=tuple(read), function=function, tokenizer=tokenizer, rules=rules)
@@ -94,6 +96,7 @@ def prepare_preferences(
     num_proc: int | None = None,
     name: str = "train",
     processor: ProcessorMixin | None = None,
+    keep_template_end: bool = False,
 ) -> tuple[Dataset, DataReport]:
     """Tokenise a preference data set. One that has token ids already keeps them, within the same lengths.
 
@@ -107,6 +110,7 @@ def prepare_preferences(
         num_proc: processes to share the work, or None for this one.
         name: the data set's name in messages.
         processor: of a vision-language model, whose rows may have images; they stay with the prepared rows.
+        keep_template_end: see `train_tokens`.
 
     Returns:
         Rows of row_id, prompt_input_ids; chosen_input_ids, chosen_loss_mask, rejected_input_ids, rejected_loss_mask
@@ -123,7 +127,13 @@ def prepare_preferences(
         raise DataError(f"{name}: the data set has no rows. Check its path, split and filters.")
     dataset = without_decoding(split_ref_logps(dataset, name=name))
     preparation = plan_preparation(
-        dataset, tokenizer, truncation=truncation, eos_token_ids=eos_token_ids, name=name, processor=processor
+        dataset,
+        tokenizer,
+        truncation=truncation,
+        eos_token_ids=eos_token_ids,
+        name=name,
+        processor=processor,
+        keep_template_end=keep_template_end,
     )
     read = preparation.read
     mapped = _map(dataset, preparation, num_proc=num_proc, name=name)

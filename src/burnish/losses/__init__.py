@@ -6,6 +6,7 @@ from burnish.losses.kl import kl_estimator, kl_estimators
 from burnish.losses.policy import policy_loss, policy_losses
 from burnish.losses.preference import preference_loss, preference_losses
 from burnish.losses.reduce import aggregations, reduce_tokens
+from burnish.losses.reward import reward_loss, reward_losses
 
 __all__ = [
     "aggregations",
@@ -21,5 +22,7 @@ __all__ = [
     "preference_losses",
     "ratios",
     "reduce_tokens",
+    "reward_loss",
+    "reward_losses",
     "weighted",
 ]

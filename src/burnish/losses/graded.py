@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 from burnish.losses.preference import preference_loss
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
     from torch import Tensor
 
     from burnish.types import PairLogps
@@ -63,8 +63,20 @@ def plackett_luce(pair: PairLogps, *, beta: float) -> Float[Tensor, "M"]:
 
     Source: DPO (2305.18290) appendix A.3, eq. 20; one chosen against several: S-DPO (2406.09215) eq. 10.
     """
-    logits = -beta * pair.logratio_diff  # (M,)
-    rows = torch.arange(len(logits), device=logits.device) if pair.chosen_row is None else pair.chosen_row
+    return ranked(beta * pair.logratio_diff, pair.chosen_row)
+
+
+def ranked(differences: Float[Tensor, "M"], rows: Int[Tensor, "M"] | None) -> Float[Tensor, "M"]:
+    """The Plackett-Luce likelihood of rankings, spread over their pairs.
+
+    loss of a row = log(1 + sum over its pairs of exp(-difference)), a pair's share of it: / number of its pairs
+
+    Args:
+        differences: how far the first row of each pair leads.
+        rows: (M,) the first row of each pair; those that share it are one part. None: each pair is one.
+    """
+    logits = -differences  # (M,)
+    rows = torch.arange(len(logits), device=logits.device) if rows is None else rows
     group = torch.searchsorted(rows.sort().values, rows.contiguous())  # (M,) the same number for the same row
     zeros = logits.new_zeros(len(logits))
     largest = zeros.scatter_reduce(0, group, logits.detach(), "amax")  # of 0 and the group's logits

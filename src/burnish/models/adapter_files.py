@@ -37,6 +37,11 @@ def base_name(path: str) -> str:
     return name
 
 
+def holds_copy(path: str, module: str) -> bool:
+    """A saved adapter holds a trained copy of a module of its model."""
+    return module in (json.loads((Path(path) / CONFIG).read_text(encoding="utf-8")).get("modules_to_save") or ())
+
+
 def attach_adapter(model: PreTrainedModel, path: str) -> PeftModel:
     """A saved adapter on its model, ready to be trained further; what it was trained on is not changed.
 

@@ -137,6 +137,7 @@ def load_end_token_ids(
     from transformers import GenerationConfig
 
     path = resolve_model(os.fspath(model))
+    path = resolve_model(base_name(path)) if is_adapter_directory(path) else path
     options = {name: value for name, value in (init_kwargs or {}).items() if name in HUB_OPTIONS}
     config = _load_config(path, {"trust_remote_code": trust_remote_code, **options})
     options.pop("trust_remote_code", None)

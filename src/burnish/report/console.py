@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback
 
-from burnish.report.numbers import Estimated, compare, duration, held_out_sizes
+from burnish.report.numbers import Estimated, compare, duration, held_out_sizes, reliability_bins
 from burnish.runtime.terminal import visible
 
 if TYPE_CHECKING:
@@ -30,13 +30,16 @@ SHOWN = {
     "loss": "loss {:.4f}",
     "rewards/margins": "margin {:+.3f}",
     "rewards/accuracies": "accuracy {:.2f}",
+    "margin": "margin {:+.3f}",
+    "accuracy": "accuracy {:.2f}",
     "reward": "reward {:.3f}",
     "solve_rate": "right {:.2f}",
     "completions/mean_length": "{:.0f} tokens an answer",
     "num_skipped_steps": "{:.0f} steps skipped",
 }
 SHOWN_HELD_OUT = (
-    "_loss", "_rewards/accuracies", "_rewards/margins", "_win_rate", "_reward", "_accuracy", "_accuracy_greedy"
+    "_loss", "_rewards/accuracies", "_rewards/margins", "_win_rate", "_reward", "_accuracy", "_accuracy_greedy",
+    "_margin", "_calibration_error",
 )  # fmt: skip
 NUM_TIMED_STEPS = 20
 
@@ -177,7 +180,21 @@ def _numbers(before: Mapping[str, Estimated], after: Mapping[str, Estimated]) ->
     for row in rows:
         table.add_row(Text(row.label), row.before, row.after)
     changes = [Text(f"{row.label} changed by {row.change}") for row in rows if row.is_headline and row.change]
-    return [table, *changes]
+    reliability = [part for when, found in (("before", before), ("after", after)) for part in _reliability(found, when)]
+    return [table, *changes, *reliability]
+
+
+def _reliability(estimates: Mapping[str, Estimated], when: str) -> list[RenderableType]:
+    """Of a reward model: how often it is right among pairs that it is equally sure of, as bars."""
+    tables: list[RenderableType] = []
+    for name, bins in reliability_bins(estimates).items():
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for header in ("sure", "pairs", "right", ""):
+            table.add_column(header)
+        for row in bins:
+            table.add_row(f"{row.sure} %", f"{row.weight:g}", row.right, row.bar)
+        tables += [Text(f"{name}, {when}: how sure it is of a pair, and how often right"), table]
+    return tables
 
 
 def _samples(samples: Sequence[Sample]) -> list[RenderableType]:

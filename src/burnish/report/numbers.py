@@ -46,23 +46,53 @@ class Row:
 
 
 def compare(before: Mapping[str, Estimated], after: Mapping[str, Estimated]) -> list[Row]:
-    """Held-out loss, accuracy, margin and win rate of every evaluated data set, before and after.
+    """Held-out loss, accuracy, margin, win rate and calibration of every evaluated data set, before and after.
 
     Args:
         before: estimates by prefixed name, such as `eval_rewards/margins`; may be empty.
         after: the same.
     """
-    names = [name for name in {**before, **after} if _measure(name)]
+    known = {**before, **after}
+    names = [name for name in known if _measure(name)]
+    shares = {name for name in names if _measure(name) in SHARES or _is_of_pairs(name, known)}
     return [
         Row(
             name,
             _weight(before.get(name), after.get(name)),
-            _cell(name, before.get(name)),
-            _cell(name, after.get(name)),
+            _cell(before.get(name), is_share=name in shares),
+            _cell(after.get(name), is_share=name in shares),
             _change(before.get(name), after.get(name)),
         )
         for name in names
     ]
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Pairs that a reward model is sure of to so many percent: how many, and how often it is right, also as a bar."""
+
+    sure: str
+    weight: float
+    right: str
+    bar: str
+
+
+def reliability_bins(estimates: Mapping[str, Estimated]) -> dict[str, list[ReliabilityBin]]:
+    """The reliability of every evaluated data set, by its prefix; calibrated, a bar is as long as the model is sure.
+
+    >>> from types import SimpleNamespace
+    >>> [bin] = reliability_bins({"eval_reliability/90-100": SimpleNamespace(mean=0.75, weight=8.0)})["eval"]
+    >>> bin.sure, bin.right, bin.bar
+    ('90-100', '0.750 [0.409, 0.929]', '███████████████')
+    """
+    found: dict[str, list[ReliabilityBin]] = {}
+    for name, estimate in sorted(estimates.items()):
+        prefix, is_bin, sure = name.partition(RELIABILITY)
+        if is_bin:
+            right = shown_interval(estimate.mean, wilson(estimate.mean, estimate.weight))
+            bar = "█" * round(BAR_CELLS * estimate.mean)
+            found.setdefault(prefix, []).append(ReliabilityBin(sure, estimate.weight, right, bar))
+    return found
 
 
 def held_out_sizes(rows: Sequence[Row]) -> str:
@@ -93,12 +123,19 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
-MEASURES = ("loss", "rewards/accuracies", "rewards/margins", "win_rate", "reward", "accuracy", "accuracy_greedy")
+MEASURES = (
+    "loss", "rewards/accuracies", "rewards/margins", "win_rate", "reward", "accuracy", "accuracy_greedy", "margin",
+    "calibration_error",
+)  # fmt: skip
+NO_MEASURES = ("_min_reward", "_mean_reward", "_max_reward")  # of a reward model, whose scores have no zero
 SHARES = ("rewards/accuracies", "win_rate", "accuracy_greedy")
-COUNTED = {"_rewards/accuracies": "pairs", "_accuracy": "prompts", "_accuracy_greedy": "prompts"}
+COUNTED = {"_rewards/accuracies": "pairs", "_margin": "pairs", "_accuracy": "prompts", "_accuracy_greedy": "prompts"}
+RELIABILITY, BAR_CELLS = "_reliability/", 20
 
 
 def _measure(name: str) -> str | None:
+    if name.endswith(NO_MEASURES):
+        return None
     family = "pass@" if "_pass@" in name else "maj@" if "_maj@" in name else None
     return family or next((measure for measure in MEASURES if name.endswith(f"_{measure}")), None)
 
@@ -108,10 +145,15 @@ def _weight(before: Estimated | None, after: Estimated | None) -> float:
     return math.nan if known is None else known.weight
 
 
-def _cell(name: str, estimate: Estimated | None) -> str:
+def _is_of_pairs(name: str, known: Mapping[str, Estimated]) -> bool:
+    """The accuracy of a reward model, whose pairs are right or wrong; that of a policy is of groups of answers."""
+    return name.endswith("_accuracy") and f"{name.removesuffix('_accuracy')}_margin" in known
+
+
+def _cell(estimate: Estimated | None, *, is_share: bool) -> str:
     if estimate is None:
         return "not measured"
-    if _measure(name) in SHARES:
+    if is_share:
         return shown_interval(estimate.mean, wilson(estimate.mean, estimate.weight))
     return shown_interval(estimate.mean, normal(estimate.mean, estimate.standard_error))
 

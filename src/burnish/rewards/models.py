@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from burnish.models.adapter_files import is_adapter_directory
+from burnish.models.load import load_tokenizer
+from burnish.models.value import load_value_model
+
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor, nn
@@ -31,7 +35,7 @@ class ClassifierReward:
     """A reward function that is a sequence classifier with one label.
 
     Args:
-        model: the classifier, or its name or path.
+        model: the classifier, or the name or path of one, or of a saved adapter of one with its head.
         processing_class: its tokenizer; by default the one that lies beside it.
         init_kwargs: for `from_pretrained`.
 
@@ -47,13 +51,14 @@ class ClassifierReward:
         *,
         init_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        from transformers import AutoTokenizer, PreTrainedModel
+        from transformers import PreTrainedModel
 
+        place = os.fspath(model) if isinstance(model, str | os.PathLike) else ""
         if isinstance(model, str | os.PathLike):
-            model = _load(os.fspath(model), init_kwargs or {})
+            model = _load(place, init_kwargs or {})
         if not isinstance(model, PreTrainedModel):
             raise TypeError(f"a reward model is a transformers model or its name; {type(model).__name__} is none")
-        place = str(model.config._name_or_path)
+        place = place or str(model.config._name_or_path)
         self.name = Path(place).name or type(model).__name__
         if model.config.num_labels != 1:
             raise ValueError(
@@ -62,7 +67,7 @@ class ClassifierReward:
             )
         if processing_class is None and not place:
             raise ValueError(f"the reward model {self.name!r} is in memory only: pass reward_processing_classes")
-        self.tokenizer: Any = processing_class or AutoTokenizer.from_pretrained(place)
+        self.tokenizer: Any = processing_class or load_tokenizer(place)
         self.model: PreTrainedModel = model.eval().requires_grad_(False)
         self.moments = RunningMoments()
         if self.tokenizer.pad_token is None:
@@ -78,6 +83,7 @@ class ClassifierReward:
         max_length: int | None = None,
         max_tokens: int = 16_384,
         normalize: bool = False,
+        append_eos: bool = False,
     ) -> list[float]:
         """The classifier's logit of each answer.
 
@@ -88,9 +94,11 @@ class ClassifierReward:
             max_length: tokens of a row; by default what tokenizer and model say.
             max_tokens: of a forward, padding included; a single row may be longer.
             normalize: subtract the running mean, and divide by the running standard deviation, of past rounds.
+            append_eos: end plain texts with the end-of-sequence token, as they are in the training of reward models.
         """
         limit = max_length or self._limit()
-        rows = [self._encode(prompt, answer) for prompt, answer in zip(prompts, completions, strict=True)]
+        pairs = zip(prompts, completions, strict=True)
+        rows = [self._encode(prompt, answer, append_eos=append_eos) for prompt, answer in pairs]
         if log_metric is not None and rows:
             log_metric(f"reward_truncated/{self.name}", sum(len(ids) > limit for ids in rows) / len(rows))
         rows = [self._cut(ids, limit) for ids in rows]
@@ -107,10 +115,12 @@ class ClassifierReward:
         ]
         return int(min(limits))
 
-    def _encode(self, prompt: Any, completion: Any) -> list[int]:
+    def _encode(self, prompt: Any, completion: Any, *, append_eos: bool) -> list[int]:
         if isinstance(prompt, str):
             text = prompt + (completion if isinstance(completion, str) else completion[-1]["content"])
-            return self.tokenizer(text, verbose=False)["input_ids"]
+            ids = self.tokenizer(text, verbose=False)["input_ids"]
+            is_open = append_eos and ids[-1:] != [self.tokenizer.eos_token_id]
+            return [*ids, self.tokenizer.eos_token_id] if is_open else ids
         if self.tokenizer.chat_template is None:
             raise ValueError(
                 f"the prompts are messages, and the tokenizer of the reward model {self.name!r} has no chat template: "
@@ -195,8 +205,16 @@ class RunningMoments:
 
 
 def _load(name: str, init_kwargs: dict[str, Any]) -> PreTrainedModel:
+    """The classifier of a name or path; an adapter merged into it.
+
+    Raises:
+        ValueError: no classifier, or one whose head was never trained.
+    """
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
+    if is_adapter_directory(name):
+        adapted: Any = load_value_model(name, tokenizer=load_tokenizer(name), init_kwargs=init_kwargs)
+        return adapted.merge_and_unload()
     config = AutoConfig.from_pretrained(name)
     kinds = config.architectures or []
     if not any(kind.endswith("ForSequenceClassification") for kind in kinds):

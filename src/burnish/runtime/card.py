@@ -9,7 +9,6 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,46 +19,27 @@ from burnish.metrics import explain
 from burnish.runtime.manifest import redact, redact_text
 from burnish.runtime.markdown import block, code, folded, one_line, table
 from burnish.runtime.record import RunRecord
+from burnish.runtime.usage import CardOptions, Names, kind_of, usage
 
 CARD = "README.md"
 MARK = "<!-- This model card was written by Burnish. -->"
-HEADLINES = ("loss", "rewards/accuracies", "rewards/margins", "win_rate", "accuracy", "accuracy_greedy", "reward")
+HEADLINES = (
+    "loss", "rewards/accuracies", "rewards/margins", "win_rate", "accuracy", "accuracy_greedy", "reward", "margin",
+    "calibration_error",
+)  # fmt: skip
 # Told for the record, and nothing is wrong; and what holds rows of the data, which are counted and not shown.
-SILENT_EVENTS = frozenset({"first_step", "reference", "push", "answers", "adapter", "mixture", "stream", "stream_end"})
+SILENT_EVENTS = frozenset({
+    "first_step", "reference", "push", "answers", "adapter", "mixture", "stream", "stream_end", "padding"
+})  # fmt: skip
 PRIVATE_EVENTS = frozenset({"dropped_row"})
 NUM_SHOWN_MESSAGES = 3
 
-_SHARE = re.compile(r".*_(rewards/accuracies(_chosen_shorter|/.*)?|win_rate|mean_token_accuracy|truncated)")
+_SHARE = re.compile(
+    r".*_(rewards/accuracies(_chosen_shorter|/.*)?|accuracy(_chosen_shorter|/.*)|reliability/.*|win_rate|"
+    r"mean_token_accuracy|truncated)"
+)
 _ARXIV = re.compile(r"\d{4}\.\d{4,5}")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@\S+)?")
-Names = str | Sequence[str] | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class CardOptions:
-    """What the run directory does not say; the names are those of `transformers.Trainer.create_model_card`.
-
-    Attributes:
-        model_name: the heading.
-        load_name: what `from_pretrained` takes in the example.
-        step: the optimizer step whose weights these are.
-        is_adapter: the weights are a PEFT adapter.
-        chats: the tokenizer has a chat template.
-    """
-
-    model_name: str
-    load_name: str
-    step: int
-    is_adapter: bool = False
-    chats: bool = False
-    language: Names = None
-    license: str | None = None
-    tags: Names = None
-    finetuned_from: str | None = None
-    tasks: Names = None
-    dataset_tags: Names = None
-    dataset: Names = None
-    dataset_args: Names = None
 
 
 def is_own_card(path: Path) -> bool:
@@ -79,7 +59,7 @@ def card_text(record: RunRecord, options: CardOptions) -> str:
         _warnings(facts),
         _settings(facts),
         _origin(made_with),
-        _usage(made_with, options),
+        usage(str(_part(made_with, "model").get("class")), options),
         _citation(made_with),
         MARK,
     ]
@@ -91,14 +71,13 @@ def card_text(record: RunRecord, options: CardOptions) -> str:
 def front_matter(record: RunRecord, options: CardOptions) -> dict[str, Any]:
     """What the hub reads of a card."""
     model, method = _part(record.manifest, "model"), _part(record.manifest, "method")
-    of_images = str(model.get("class")).endswith("ForConditionalGeneration")
     losses = [loss["name"] for loss in method.get("losses", ())]
     own_tags = ["burnish", *([method["name"]] if method.get("name") else []), *losses]
     content = {
         "model_name": options.model_name,
         "base_model": options.finetuned_from or model.get("hub_name"),
         "library_name": "peft" if options.is_adapter else "transformers",
-        "pipeline_tag": next(iter(_names(options.tasks)), "image-text-to-text" if of_images else "text-generation"),
+        "pipeline_tag": next(iter(_names(options.tasks)), kind_of(str(model.get("class"))).task),
         "license": options.license or model.get("license"),
         "language": _names(options.language),
         "datasets": _names(options.dataset_tags) or [_without_revision(s) for s in _sources(record) if _on_hub(s)],
@@ -148,7 +127,9 @@ def _results(record: RunRecord, step: int) -> str:
         return "## Held-out results\n\nNothing was evaluated."
     shown_steps = list(dict.fromkeys([min(by_step), max(by_step)]))
     names = list(dict.fromkeys(name for shown in shown_steps for name in by_step[shown]))
-    rows = {name: [_estimate(name, by_step[shown].get(name)) for shown in shown_steps] for name in names}
+    rows = {
+        name: [_estimate(by_step[step].get(name), _is_share(name, names)) for step in shown_steps] for name in names
+    }
     head = ["metric", *(f"step {shown}" for shown in shown_steps)]
     main = [[code(name), *cells] for name, cells in rows.items() if _is_headline(name)]
     rest = [[code(name), *cells, explain(name) or ""] for name, cells in rows.items() if not _is_headline(name)]
@@ -169,11 +150,17 @@ def _is_headline(name: str) -> bool:
     return any(name.endswith(f"_{headline}") for headline in HEADLINES)
 
 
-def _estimate(name: str, values: Mapping[str, Any] | None) -> str:
+def _is_share(name: str, names: Sequence[str]) -> bool:
+    """A share of units that are right or wrong; the accuracy of a policy is a mean over groups of answers."""
+    of_pairs = name.endswith("_accuracy") and f"{name.removesuffix('_accuracy')}_margin" in names
+    return of_pairs or _SHARE.fullmatch(name) is not None
+
+
+def _estimate(values: Mapping[str, Any] | None, is_share: bool) -> str:
     if values is None:
         return "not measured"
     mean, weight, error = (float(values[key]) for key in ("mean", "weight", "standard_error"))
-    return shown_interval(mean, wilson(mean, weight) if _SHARE.fullmatch(name) else normal(mean, error))
+    return shown_interval(mean, wilson(mean, weight) if is_share else normal(mean, error))
 
 
 def _data(record: RunRecord, options: CardOptions) -> str:
@@ -266,32 +253,6 @@ def shown_command(command: Sequence[str]) -> str:
     if program.endswith(".py") or program.startswith("-"):
         return shlex.join(["python", program, *rest])
     return shlex.join([Path(program).name, *rest])
-
-
-def _usage(manifest: Mapping[str, Any], options: CardOptions) -> str:
-    model_class = str(_part(manifest, "model").get("class") or "")
-    of_images = model_class.endswith("ForConditionalGeneration")
-    reader = "AutoProcessor" if of_images else "AutoTokenizer"
-    auto_class = "AutoModelForImageTextToText" if of_images else "AutoModelForCausalLM"
-    imports = [f"from transformers import {auto_class}, {reader}"]
-    if options.is_adapter:
-        auto_class = "AutoPeftModel" if of_images else "AutoPeftModelForCausalLM"
-        imports = [f"from peft import {auto_class}", f"from transformers import {reader}"]
-    lines = [
-        *imports,
-        "",
-        f"name = {json.dumps(options.load_name)}",
-        f"tokenizer = {reader}.from_pretrained(name)",
-        f"model = {auto_class}.from_pretrained(name)",
-    ]
-    if not of_images:
-        asked = 'tokenizer("Once upon a time", return_tensors="pt")'
-        if options.chats:
-            lines.append('messages = [{"role": "user", "content": "Hello!"}]')
-            asked = "tokenizer.apply_chat_template(\n    messages, add_generation_prompt=True, return_dict=True, "
-            asked += 'return_tensors="pt"\n)'
-        lines += [f"inputs = {asked}", "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))"]
-    return "## How to use it\n\n" + block("python", lines)
 
 
 def _citation(manifest: Mapping[str, Any]) -> str:

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+    from burnish.models.sharing import Sharing
+
 
 class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, PersistenceMixin, ABC):
     """Trains a policy on parcels. Abstract: a subclass defines `loss`.
@@ -97,22 +99,18 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, P
         remote = options.trust_remote_code
         self.processing_class = processing_class or load_tokenizer(model, trust_remote_code=remote)
         self.tokenizer = tokenizer_of(self.processing_class)
-        loaded = load_policy(
-            model,
-            trust_remote_code=remote,
-            init_kwargs=init_kwargs_of(options),
-            quantization_config=quantization_config,
-        )
-        policy = adapt(loaded, peft_config, adapter=self.model_adapter_name, seed=options.seed)
+        loaded = self.load_model(model, options, quantization_config)
+        adapter = self.adapter_options(peft_config)
+        policy = adapt(loaded, adapter, adapter=self.model_adapter_name, seed=options.seed)
         self.has_new_adapter = peft_config is not None
         self.num_dropouts_disabled = disable_dropout(policy) if options.disable_dropout else 0
         plain = plain_model(policy)
-        self.sharing = install_forward(plain, prefix_sharing=options.prefix_sharing)
+        self.sharing = self.install(plain, options)
         check_processing_class(plain, self.processing_class)
         if options.ddp_find_unused_parameters is None:  # a rank whose rows have no image does not run the vision tower
             options.ddp_find_unused_parameters = reads_images(plain) or None
-        self.end_token_ids = end_token_ids(plain, self.tokenizer)
         self.args, self.data_reports, self.estimates = options, {}, {}
+        self.end_token_ids = self.find_end_tokens(model, plain)
         self.late_evaluations: list[dict[str, Any]] = []
         self.run, self.cpu_settings = None, None
         self.metric_buffer = MetricBuffer()
@@ -144,10 +142,34 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, P
         """
         if args is not None and not isinstance(args, cls.config_class):
             raise TypeError(
-                f"args is {type(args).__name__}; {cls.__name__} takes {cls.config_class.__name__}(...), and "
-                "ref_model is a keyword: DPOTrainer(model, args=DPOConfig(...), ref_model=...)"
+                f"args is {type(args).__name__}; {cls.__name__} takes {cls.config_class.__name__}(...), and everything "
+                f"else is a keyword: {cls.__name__}(model, args={cls.config_class.__name__}(...), train_dataset=...)"
             )
         return cls.config_class() if args is None else args
+
+    # What a method with another kind of model than a causal one redefines.
+
+    def load_model(self, model: Any, options: Any, quantization_config: Any) -> PreTrainedModel | PeftModel:
+        """The model that is trained, of whatever was given; the tokenizer is known."""
+        return load_policy(
+            model,
+            trust_remote_code=options.trust_remote_code,
+            init_kwargs=init_kwargs_of(options),
+            quantization_config=quantization_config,
+        )
+
+    def adapter_options(self, peft_config: Any) -> Any:
+        """The configuration of a new adapter, of what was given."""
+        return peft_config
+
+    def install(self, model: PreTrainedModel, options: Any) -> Sharing:
+        """Teach the plain model to score parcels, in place; how it runs prompts that several answers share."""
+        return install_forward(model, prefix_sharing=options.prefix_sharing)
+
+    def find_end_tokens(self, given: Any, model: PreTrainedModel) -> tuple[int, ...]:
+        """The tokens that end an answer, of the model that was given and the plain one that was made of it."""
+        del given
+        return end_token_ids(model, self.tokenizer)
 
     # What a subclass defines.
 

@@ -59,6 +59,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "on_bad_row": ("error", "drop"),
     "cpu_tuning": ("auto", "off"),
     "prefix_sharing": SHARING,
+    "head_init": ("normal", "zeros"),
 }
 
 
@@ -95,8 +96,13 @@ class DataOptions(TrainingArguments):
 class PolicyConfig(DataOptions):
     """Options of every trainer, on top of `transformers.TrainingArguments` and `DataOptions`.
 
-    `options_set` holds the names of those that were given another value than their default.
+    `options_set` holds the names of those that were given another value than their default. What a method does with
+    rows is no option: `keeps_template_end`, see `burnish.data.encode.train_tokens`, and `margin_from_scores`, see
+    `PreferenceCollator`.
     """
+
+    keeps_template_end = False
+    margin_from_scores = True
 
     output_dir: str | None = arg(None, "Run directory. Unset: a new one, runs/<method>-<date>-<time>.")
     overwrite_output_dir: bool = arg(
@@ -157,7 +163,7 @@ class PolicyConfig(DataOptions):
             if value not in allowed:
                 raise ValueError(f"{name}={value!r} is not supported: {reason}. Allowed: {allowed[0]!r}.")
         for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
+            if name in known and getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}; allowed: {', '.join(allowed)}")
         if self.token_budget is not None and self.token_budget < 0:
             raise ValueError(

@@ -53,7 +53,9 @@ class EvaluationMixin(Host):
         estimates = _with_loss(buffer.flush(sum_over_ranks), terms)
         estimates |= self.evaluate_answers(dataloader, metric_key_prefix)
         named = {f"{metric_key_prefix}_{name}": estimate for name, estimate in estimates.items()}
-        self.estimates = {**self.estimates, **named}
+        outdated = self.estimated.get(metric_key_prefix, frozenset())  # what was measured then need not be now
+        self.estimates = {n: e for n, e in self.estimates.items() if n not in outdated} | named
+        self.estimated = {**self.estimated, metric_key_prefix: frozenset(named)}
         self._record_evaluation(named)
         return EvalLoopOutput(
             predictions=(np.empty(0),),

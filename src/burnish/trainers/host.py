@@ -68,6 +68,7 @@ class Host(Trainer):
         data_reports: what was cut, dropped or left out of each data set, by its name.
         estimates: mean, weight and standard error of each metric of the latest evaluations, by prefixed name.
         sharing: how prompts that several answers share are run.
+        estimated: the names of the latest evaluation of each prefix.
         num_dropouts_disabled: how many dropout probabilities were set to 0.
         has_new_adapter: the adapter that is trained was made for this run.
         end_token_ids: the tokens that end an answer.
@@ -90,6 +91,7 @@ class Host(Trainer):
 
     couples_rows: bool = False
     eval_answers: Mapping[str, EvalAnswers] = MappingProxyType({})
+    estimated: Mapping[str, frozenset[str]] = MappingProxyType({})
     source_names: Sequence[str] = ()
     mixture: Mixture | None = None
     rank_stream: RankStream | None = None

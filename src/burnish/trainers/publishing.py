@@ -12,10 +12,11 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress, hf_api
 
 from burnish.runtime import hub
-from burnish.runtime.card import CARD, CardOptions, Names, card_text, is_own_card
+from burnish.runtime.card import CARD, card_text, is_own_card
 from burnish.runtime.checkpoint import UPLOAD
 from burnish.runtime.jsonl import atomic_write_text
 from burnish.runtime.record import RunRecord, read_record
+from burnish.runtime.usage import CardOptions, Names
 from burnish.trainers.host import Host
 
 if TYPE_CHECKING:

@@ -219,6 +219,7 @@ def preparation_options(
         "eos_token_ids": end_token_ids,
         "num_proc": args.dataset_num_proc,
         "name": name,
+        "keep_template_end": args.keeps_template_end,
     }
 
 
@@ -229,7 +230,11 @@ def make_collator(
     own: Any = tokenizer_of(processing_class).pad_token_id
     pad = own if own is not None else next(iter(end_token_ids), 0)  # masks come from lengths: any id will do
     multiple = args.pad_to_multiple_of
-    collator = PreferenceCollator(pad, pad_to_multiple_of=None if multiple is None else int(multiple))
+    collator = PreferenceCollator(
+        pad,
+        pad_to_multiple_of=None if multiple is None else int(multiple),
+        margin_from_scores=args.margin_from_scores,
+    )
     return ImageCollator(collator, processing_class) if isinstance(processing_class, ProcessorMixin) else collator
 
 

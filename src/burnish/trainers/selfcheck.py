@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from burnish.trainers.dpo import DPOTrainer
     from burnish.trainers.grpo import GRPOTrainer
+    from burnish.trainers.reward import RewardTrainer
     from burnish.types import PreferenceBatch, RolloutBatch, TokenBatch
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
@@ -123,6 +124,31 @@ def check_on_policy(trainer: GRPOTrainer, batch: RolloutBatch) -> dict[str, Any]
         "max_difference": max(gaps.values(), default=0.0),
         "sampler_gap": sampler,
     }
+
+
+@torch.no_grad()
+def check_scores(trainer: RewardTrainer, batch: PreferenceBatch) -> dict[str, Any]:
+    """Compare a micro-batch's scores with those that the plain class gives each row by itself."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    was_training = model.training
+    model.eval()
+    rows = range(min(len(batch), NUM_CHECKED_ROWS))
+    with trainer.accelerator.autocast():
+        scores = trainer.score(model, batch).scores.cpu().double()
+        plain = [float(model(**plain_inputs(batch, row), use_cache=False).logits[0, 0]) for row in rows]
+    model.train(was_training)
+    low_precision = trainer.args.bf16 or trainer.args.fp16
+    allowed = 5e-2 if low_precision else TOLERANCE.get(model.dtype, 5e-2)
+    gaps = [abs(float(scores[row]) - plain[row]) for row in rows]
+    worst = max(rows, key=lambda row: gaps[row])
+    is_right = gaps[worst] <= allowed * max(1.0, abs(plain[worst]))
+    message = "scores agree with those of the plain class"
+    if not is_right:
+        message = (
+            f"the score of an answer of row {int(batch.row_id[worst])} is {float(scores[worst]):.6g}, but the plain "
+            f"class says {plain[worst]:.6g}. Training would be wrong: report this model."
+        )
+    return {"ok": is_right, "message": message, "max_difference": gaps[worst]}
 
 
 def _largest(values: Tensor, mask: Tensor) -> Tensor:

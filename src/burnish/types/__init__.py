@@ -10,7 +10,7 @@ completions, a group is one prompt with G. No parcel is ever changed; a room ret
 from burnish.types.batch import PAIR_UNITS, Parcel, PreferenceBatch, TokenBatch, wide
 from burnish.types.loss import LossOutput, Mean, Term
 from burnish.types.rollout import Answers, Completion, PolicyTokens, RewardTable, RolloutBatch, TokenLoss
-from burnish.types.stats import PairLogps, TokenStats
+from burnish.types.stats import PairLogps, PairScores, TokenStats
 
 __all__ = [
     "PAIR_UNITS",
@@ -19,6 +19,7 @@ __all__ = [
     "LossOutput",
     "Mean",
     "PairLogps",
+    "PairScores",
     "Parcel",
     "PolicyTokens",
     "PreferenceBatch",

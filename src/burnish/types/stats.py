@@ -130,3 +130,47 @@ class PairLogps:
         if self.chosen_kl is None or self.rejected_kl is None:
             raise ValueError('the divergence from the reference was not computed: state needs={"divergence"}')
         return self.chosen_kl, self.rejected_kl
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PairScores:
+    """Scores of answers, and which of them are pairs: all that a reward loss sees.
+
+    Attributes:
+        scores: (N,) what the model says of each row, with gradient.
+        pairs: (M, 2) indices of the preferred and the other row; a tie is there in both orders.
+        margin: (M,) how much better the first row of each pair is, or None.
+        targets: (N,) the scores that the rows carry, or None.
+
+    Example: scores [2.0, 0.5], pairs [[0, 1]]: chosen [2.0], rejected [0.5], difference [1.5].
+    """
+
+    scores: Float[Tensor, "N"]
+    pairs: Int[Tensor, "M 2"]
+    margin: Float[Tensor, "M"] | None = None
+    targets: Float[Tensor, "N"] | None = None
+
+    @property
+    def chosen(self) -> Float[Tensor, "M"]:
+        """The score of the preferred row of each pair."""
+        return self.scores[self.pairs[:, 0]]
+
+    @property
+    def rejected(self) -> Float[Tensor, "M"]:
+        """The score of the other row of each pair."""
+        return self.scores[self.pairs[:, 1]]
+
+    @property
+    def difference(self) -> Float[Tensor, "M"]:
+        """chosen - rejected: the log-odds that the first row is preferred."""
+        return self.chosen - self.rejected
+
+    @property
+    def required_targets(self) -> Float[Tensor, "N"]:
+        """`targets`, for losses that state `needs={"score"}`."""
+        if self.targets is None:
+            raise ValueError(
+                "the loss is about the scores that rows carry, and these have none: add score_chosen and "
+                "score_rejected, or scores to rows of several completions"
+            )
+        return self.targets
