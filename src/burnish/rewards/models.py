@@ -213,7 +213,8 @@ def _load(name: str, init_kwargs: dict[str, Any]) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     if is_adapter_directory(name):
-        adapted: Any = load_value_model(name, tokenizer=load_tokenizer(name), init_kwargs=init_kwargs)
+        tokenizer: Any = load_tokenizer(name)
+        adapted: Any = load_value_model(name, tokenizer=tokenizer, init_kwargs=init_kwargs)
         return adapted.merge_and_unload()
     config = AutoConfig.from_pretrained(name)
     kinds = config.architectures or []

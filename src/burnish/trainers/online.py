@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from datasets import Dataset
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from burnish.data.lint import Finding
+    from burnish.data.prompts import PromptReport
     from burnish.registry import Entry
     from burnish.runtime.state import Stateful
 
@@ -87,7 +88,8 @@ class OnlineTrainer(PromptEvaluationMixin, PolicyTrainer, ABC):
                 "neither the tokenizer nor the model's generation config has an end-of-sequence token, so no answer "
                 "would end by itself: set tokenizer.eos_token (or generation_config.eos_token_id), or stop_strings"
             )
-        longest = {name: report.max_length for name, report in self.data_reports.items()}
+        reports = cast("dict[str, PromptReport]", self.data_reports)
+        longest = {name: report.max_length for name, report in reports.items()}
         check_positions(plain_model(self.model).config, longest, max_new_tokens=options.max_completion_length or 0)
         self.pad_token_id = self._pad_token_id()
         self.sampling = options.sampling_params(end_token_ids=self.end_token_ids)
