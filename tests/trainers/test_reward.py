@@ -102,7 +102,8 @@ def test_an_adapter_is_saved_with_its_head(tmp_path):
 def test_a_few_steps_equal_a_plain_loop(tmp_path):
     """The same tokens, the plain class, Bradley-Terry and AdamW written out: the same losses and weights."""
     rows, tokenizer = make_rows(8), make_tokenizer()
-    trainer = make_trainer(tmp_path, rows=rows, max_steps=4, lr_scheduler_type="constant", max_grad_norm=0.0)
+    options = {"lr_scheduler_type": "constant", "max_grad_norm": 0.0, "prefix_sharing": "off"}
+    trainer = make_trainer(tmp_path, rows=rows, max_steps=4, **options)
     plain = AutoModelForSequenceClassification.from_config(trainer.model.config).double()
     plain.load_state_dict(trainer.model.state_dict())
     order = [b for epoch in range(2) for b in order_of(trainer, epoch)]
@@ -281,7 +282,7 @@ def test_the_head_is_trained_whatever_the_adapter_says(tmp_path):
         ({"loss_type": "bradley"}, "unknown reward loss 'bradley'"),
         ({"loss_type": "plackett_luce", "label_smoothing": 0.1}, "label_smoothing=0.1 is set, but the reward loss"),
         ({"label_smoothing": 0.5}, "label_smoothing=0.5; allowed: 0 up to"),
-        ({"head_init": "ones"}, "head_init='ones'; allowed: zeros, normal"),
+        ({"head_init": "ones"}, "head_init='ones'; allowed: normal, zeros"),
         ({"center_rewards_coefficient": -1.0}, "center_rewards_coefficient=-1.0; allowed: 0 or more"),
         ({"loss_weights": [1.0, 2.0]}, "loss_weights has 2 numbers for 1 losses"),
         ({"pad_token": "<none>"}, "pad_token='<none>' is no token of the tokenizer"),
