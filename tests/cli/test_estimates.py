@@ -5,7 +5,7 @@ import pytest
 from burnish.cli import estimates
 from burnish.cli.environment import memory_bytes
 from burnish.cli.estimates import estimate_disk, estimate_memory, num_checkpoints, num_steps, training_of
-from burnish.cli.rules import option_values
+from burnish.cli.rulebook import option_values
 from burnish.data.check import RowCheck
 from burnish.models.size import ModelShape, ModelSize
 

@@ -6,7 +6,8 @@ import pytest
 from datasets import Dataset
 
 from burnish.data.errors import DataError
-from burnish.data.prompts import RESERVED_COLUMNS, prepare_prompts
+from burnish.data.prompt_rows import RESERVED_COLUMNS
+from burnish.data.prompts import prepare_prompts
 from conftest import make_tokenizer
 
 TEMPLATE = (

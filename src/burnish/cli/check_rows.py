@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from burnish.cli.methods import METHODS
-from burnish.cli.sources import data_sources
-from burnish.data.check import RowCheck, RowRules, check_preferences
+from datasets import Dataset
+
+from burnish.cli.methods import METHODS, Method
+from burnish.cli.sources import data_sources, reward_columns
+from burnish.data.check import RowCheck, RowRules, check_preferences, check_prompts
 from burnish.data.errors import NUM_NAMED_ROWS, DataError
 from burnish.data.peek import Peek, local_file, peek
 from burnish.data.truncate import TruncationPolicy
 from burnish.models.size import ModelSize
+
+ReadRows = Callable[..., RowCheck]
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ def check_sources(
     drops: bool,
     size: ModelSize | None,
 ) -> list[SourceCheck]:
-    """Look at every source of rows whose key is sound, if the method reads preferences.
+    """Look at every source of rows whose key is sound.
 
     Args:
         document: the run file.
@@ -72,24 +77,40 @@ def check_sources(
         size: of the model, if it is on this machine.
     """
     data = document.get("data")
-    if not isinstance(data, Mapping) or not reads_preferences(document):
+    method = method_of(document)
+    if not isinstance(data, Mapping) or method is None:
         return []
     rules = RowRules(
         truncation=truncation,
         vocabulary=None if size is None or size.shape is None else size.shape.vocabulary,
         reads_images=None if size is None else size.reads_images,
     )
+    read: ReadRows = partial(check_preferences, rules=rules)
+    if method.draws_answers:
+        read = partial(_check_prompts, document=document)
     keys = {".".join(map(str, path)): source for path, source in data_sources(data)}
-    return [_check_source(key, source, rules, drops=drops) for key, source in keys.items() if key not in broken]
+    return [_check_source(key, source, read, drops=drops) for key, source in keys.items() if key not in broken]
 
 
-def reads_preferences(document: Mapping[str, Any]) -> bool:
-    """Whether the method of a run file, or the first one if it names none, trains on preferences."""
-    method = document.get("method", next(iter(METHODS)))
-    return isinstance(method, str) and method in METHODS and METHODS[method].reads_preferences
+def method_of(document: Mapping[str, Any]) -> Method | None:
+    """The method of a run file, or the first one if it names none; None for a name that is none."""
+    name = document.get("method", next(iter(METHODS)))
+    return METHODS.get(name) if isinstance(name, str) else None
 
 
-def _check_source(key: str, source: str, rules: RowRules, *, drops: bool) -> SourceCheck:
+def _check_prompts(rows: Dataset, indices: Sequence[int], *, name: str, document: Mapping[str, Any]) -> RowCheck:
+    """The prompts, and whether there is a column for each parameter of the built-in rewards."""
+    for reward, parameter, column in reward_columns(document):
+        if column not in rows.column_names:
+            raise DataError(
+                f"the reward {reward!r} needs the column {column!r}, and the rows have "
+                f"{', '.join(sorted(rows.column_names))}: add it, or say which one it is: "
+                f"training.reward_options: {{{reward}: {{{parameter}: <column>}}}}"
+            )
+    return check_prompts(rows, indices, name=name)
+
+
+def _check_source(key: str, source: str, read: ReadRows, *, drops: bool) -> SourceCheck:
     path = local_file(source)
     if path is None:
         line = f"{key}: {source} is a name on the hub; its rows are looked at when the run begins"
@@ -99,7 +120,7 @@ def _check_source(key: str, source: str, rules: RowRules, *, drops: bool) -> Sou
     rows: RowCheck | None = None
     if found.rows is not None:
         try:
-            rows = check_preferences(found.rows, found.indices, name=source, rules=rules)
+            rows = read(found.rows, found.indices, name=source)
         except DataError as error:
             problems.append(str(error).replace("\n", " "))
     lines = [] if rows is None else list(_lines(key, source, found, rows))

@@ -6,17 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from burnish.cli.check_rows import SourceCheck, check_sources, reads_preferences
+from burnish.cli.check_rows import SourceCheck, check_sources, method_of
 from burnish.cli.errors import DATA, OK, STORAGE, USAGE
 from burnish.cli.estimates import (
     LESS_DISK,
     LESS_MEMORY,
+    LESS_MEMORY_OF_ROUNDS,
     DiskEstimate,
     MemoryEstimate,
     estimate_disk,
     estimate_memory,
+    num_steps,
+    plan_of,
 )
-from burnish.cli.rules import option_values
+from burnish.cli.rulebook import option_values
 from burnish.cli.runfile import RunFile, RunFileError, examine, whole
 from burnish.cli.validate import training_schema
 from burnish.data.check import RowCheck, within
@@ -144,10 +147,13 @@ def _with_estimates(
         return replace(found, lines=(*found.lines, line))
     num_rows = _num_trained(found.sources)
     num_rows = None if num_rows is None else num_rows - (values["data.eval_rows"] or 0)
-    rows = _longest(found.sources, truncation)
-    memory = estimate_memory(document, values, size, rows) if reads_preferences(document) else None
+    method = method_of(document)
+    draws = method is not None and method.draws_answers
+    rows = _longest_prompt(found.sources, values) if draws else _longest(found.sources, truncation)
+    memory = None if method is None else estimate_memory(document, values, size, rows)
     disk = estimate_disk(document, values, size, num_rows)
-    too_little = f"memory may not suffice: {LESS_MEMORY}" if memory is not None and memory.is_too_much else None
+    fix = LESS_MEMORY_OF_ROUNDS if draws else LESS_MEMORY
+    too_little = f"memory may not suffice: {fix}" if memory is not None and memory.is_too_much else None
     full = f"training.output_dir: {disk.line}: {LESS_DISK}" if disk.is_too_much else None
     return replace(
         found,
@@ -157,6 +163,7 @@ def _with_estimates(
         disk=disk,
         lines=(
             *found.lines,
+            *_round_lines(values, num_rows),
             f"model: {size.num_parameters:,} parameters, by {size.source}",
             *([] if memory is None else [memory.line]),
             f"output: {disk.line}",
@@ -184,6 +191,22 @@ def _num_trained(sources: Sequence[SourceCheck]) -> int | None:
     """Rows of all training sources, or None if they are not all counted."""
     numbers = [source.num_rows for source in sources if source.is_trained]
     return sum(filter(None, numbers)) if numbers and None not in numbers else None
+
+
+def _round_lines(values: Mapping[str, Any], num_rows: int | None) -> list[str]:
+    """The arithmetic of the rounds of a method that draws its own answers."""
+    plan, steps = plan_of(values), num_steps(values, num_rows)
+    return [] if plan is None or steps is None else [f"rounds: {plan.describe(num_steps=steps)}"]
+
+
+def _longest_prompt(sources: Sequence[SourceCheck], values: Mapping[str, Any]) -> RowCheck | None:
+    """The longest prompt within its limit, and the longest answer that may be drawn to it."""
+    checks = [source.rows for source in sources if source.is_trained and source.rows is not None]
+    rows = max(checks, key=lambda rows: rows.prompt_tokens, default=None)
+    if rows is None:
+        return None
+    prompt = min(rows.prompt_tokens, values["max_prompt_length"] or rows.prompt_tokens)
+    return replace(rows, prompt_tokens=prompt, answer_tokens=values["max_completion_length"] or 0)
 
 
 def _longest(sources: Sequence[SourceCheck], truncation: TruncationPolicy) -> RowCheck | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from burnish.cli.environment import has_accelerator, memory_bytes
 from burnish.cli.methods import METHODS
+from burnish.cli.rollout_rules import ROUND_KEYS
 from burnish.cli.validate import training_schema
 from burnish.data.check import RowCheck
 from burnish.models.footprint import (
@@ -23,12 +24,17 @@ from burnish.models.footprint import (
     checkpoint_bytes,
     memory_parts,
 )
-from burnish.models.size import ModelSize
+from burnish.models.size import ModelShape, ModelSize
+from burnish.rollout.plan import RoundPlan, plan_round
 
 LENGTH_IF_UNKNOWN = 1024
 LESS_MEMORY = (
     "lower per_device_train_batch_size and raise gradient_accumulation_steps, lower max_length, or set "
     "gradient_checkpointing or precompute_ref_log_probs"
+)
+LESS_MEMORY_OF_ROUNDS = (
+    "lower per_device_train_batch_size and raise gradient_accumulation_steps, lower max_completion_length, "
+    "max_prompt_length or generation_max_rows, or set gradient_checkpointing"
 )
 LESS_DISK = "set save_total_limit, a longer save_steps or save_only_model, or an output_dir on another disk"
 
@@ -107,18 +113,46 @@ def estimate_memory(
         rows: what is known of the training rows, cut to the lengths that they may have; without it each is taken to be
             as long as it may be.
     """
-    num_rows = values["per_device_train_batch_size"] * (2 if rows is None else max(rows.num_answers, 1))
+    draws = draws_answers(values)
+    answers = rows.num_answers if rows is not None else 1 if draws else 2
+    num_rows = values["per_device_train_batch_size"] * max(answers, 1)
     length = values["max_length"] or LENGTH_IF_UNKNOWN
     if rows is not None:
         length = rows.prompt_tokens + rows.answer_tokens
     training = training_of(document, values, num_tokens=num_rows * length, rows=rows)
     is_elsewhere = has_accelerator() and not values["use_cpu"]
+    parts = memory_parts(size.num_parameters, size.shape, training)
+    if draws and size.shape is not None:
+        cache = _cache_bytes(values, size.shape, training, length)
+        parts |= {"cache beyond them": cache - parts["activations"]} if cache > parts["activations"] else {}
     return MemoryEstimate(
-        parts=memory_parts(size.num_parameters, size.shape, training),
+        parts=parts,
         num_rows=num_rows,
         row_tokens=length,
         available=None if is_elsewhere else memory_bytes(),
     )
+
+
+def draws_answers(values: Mapping[str, Any]) -> bool:
+    """The method draws its own answers, in rounds."""
+    return "num_generations" in values
+
+
+def plan_of(values: Mapping[str, Any]) -> RoundPlan | None:
+    """The arithmetic of a round in one process, or None if there are no rounds, or numbers that do not divide."""
+    if not draws_answers(values):
+        return None
+    try:
+        return plan_round(**{key: values[key] for key in ROUND_KEYS}, processes=1)
+    except ValueError:  # told as a fault of the file
+        return None
+
+
+def _cache_bytes(values: Mapping[str, Any], shape: ModelShape, training: Training, length: int) -> int:
+    """Keys and values of the answers that are drawn together; gone when the activations of training are there."""
+    plan = plan_of(values)
+    rows = min(values["generation_max_rows"], plan.rows_per_process if plan else values["generation_max_rows"])
+    return 2 * shape.layers * shape.key * rows * length * (2 if training.is_autocast else training.weight_bytes)
 
 
 def estimate_disk(
@@ -171,6 +205,9 @@ def num_steps(values: Mapping[str, Any], num_rows: int | None) -> int | None:
         return values["max_steps"]
     if num_rows is None:
         return None
+    if (plan := plan_of(values)) is not None:
+        steps = plan.micro_batches_in_epoch(num_rows) // plan.micro_batches
+        return math.ceil(values["num_train_epochs"] * steps)
     micro_batches = math.ceil(num_rows / values["per_device_train_batch_size"])
     return math.ceil(values["num_train_epochs"] * math.ceil(micro_batches / values["gradient_accumulation_steps"]))
 
@@ -203,6 +240,8 @@ def _has_reference(document: Mapping[str, Any], values: Mapping[str, Any], rows:
     method = document.get("method", next(iter(METHODS)))
     if not METHODS[method].takes_reference:
         return False
+    if draws_answers(values):
+        return values["beta"] > 0
     losses = values["loss_type"] if isinstance(values["loss_type"], list) else [values["loss_type"]]
     reads_none = set(losses) <= set(training_schema(document).get("x-reference-free", ()))
     has_columns = rows is not None and rows.has_reference

@@ -20,9 +20,8 @@ class Method:
         losses: module and name of the table that `loss_type` names rows of.
         unbuilt: the name in `burnish.compat` of TRL's options that are refused.
         retry: an option, and a value to try after a run.
-        reads_preferences: its rows are preferences, as `burnish.data.check` reads them.
         takes_several_losses: `loss_type` may be a list.
-        draws_answers: its rows are prompts, and it needs `rewards`.
+        draws_answers: its rows are prompts, and it needs `rewards`; else they are preferences.
         writes_answers: what is trained answers prompts; a reward model scores answers instead.
         takes_reference: it may be given a reference policy.
     """
@@ -33,7 +32,6 @@ class Method:
     losses: str
     unbuilt: str
     retry: str
-    reads_preferences: bool = False
     takes_several_losses: bool = False
     draws_answers: bool = False
     writes_answers: bool = True
@@ -48,7 +46,6 @@ METHODS = {
         losses="burnish.losses.preference_losses",
         unbuilt="UNBUILT_DPO",
         retry="beta=0.3",
-        reads_preferences=True,
         takes_several_losses=True,
     ),
     "grpo": Method(
@@ -67,7 +64,6 @@ METHODS = {
         losses="burnish.losses.reward_losses",
         unbuilt="UNBUILT_REWARD",
         retry="label_smoothing=0.1",
-        reads_preferences=True,
         takes_several_losses=True,
         writes_answers=False,
         takes_reference=False,

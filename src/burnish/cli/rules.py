@@ -1,47 +1,20 @@
-"""Rules between the keys of a run file: pairs that contradict each other, and keys that need others.
-
-A rule sees each key's value, or its default. It is left out if one of its keys is wrong by itself, or
-is no key of the method.
-"""
+"""The rules of every method: pairs of keys that contradict each other, and keys that need others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from burnish.cli.rollout_rules import rollout_problems
+from burnish.cli.rulebook import RULES, Values, option_values, path_of, rule
 from burnish.cli.sources import train_sources, unnamed_problem
 from burnish.cli.validate import Problem, is_function_name, training_schema
 from burnish.data.shares import read_weights
 from burnish.registry import closest
-from burnish.rollout.plan import plan_round
 
-Values = Mapping[str, Any]
-Check = Callable[[Values], "str | None"]
 HELD_OUT = ("data.eval", "data.eval_rows")
 REDACTED = "<redacted>"  # what run.yaml has in place of a secret
 NEEDS_EVAL_SCHEDULERS = ("reduce_lr_on_plateau", "greedy")
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A check over some keys, of which the first is named in the message."""
-
-    keys: tuple[str, ...]
-    check: Check
-
-
-RULES: list[Rule] = []
-
-
-def rule(*keys: str) -> Callable[[Check], Check]:
-    """Decorator: a check over `keys`, which returns what is wrong or None."""
-
-    def add(check: Check) -> Check:
-        RULES.append(Rule(keys, check))
-        return check
-
-    return add
 
 
 def rule_problems(document: Mapping[str, Any], broken: set[str]) -> Iterator[Problem]:
@@ -50,25 +23,10 @@ def rule_problems(document: Mapping[str, Any], broken: set[str]) -> Iterator[Pro
     wrong = broken | {".".join(name.split(".")[:2]) for name in broken if name.startswith("data.")}  # and what is in it
     for each in RULES:
         if set(each.keys) <= values.keys() and not wrong & set(each.keys) and (message := each.check(values)):
-            yield Problem(_path(each.keys[0]), message)
+            yield Problem(path_of(each.keys[0]), message)
+    yield from rollout_problems(values, schema, broken)
     if not broken & {"loss_type", "loss_kwargs"}:
         yield from _unread(values, schema, broken)
-
-
-def option_values(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Each option of `training` by its name, and `data.train` and the like: as it is set, or its default."""
-    given = document.get("training")
-    training = given if isinstance(given, Mapping) else {}
-    data = document.get("data") if isinstance(document.get("data"), Mapping) else {}
-    options = training_schema(document)["properties"]
-    values: dict[str, Any] = {name: option["default"] for name, option in options.items()}
-    values |= {name: value for name, value in training.items() if name in values}
-    values["peft"] = document.get("peft")
-    return values | {f"data.{name}": (data or {}).get(name) for name in ("train", "streaming", "eval", "eval_rows")}
-
-
-def _path(key: str) -> tuple[str, ...]:
-    return tuple(key.split(".")) if key.startswith("data.") else ("training", key)
 
 
 def _has_eval(values: Values) -> bool:
@@ -208,21 +166,6 @@ def _no_adapter(switch: str) -> None:
 
 for _switch in ("sync_ref_model", "ref_model_bema"):
     _no_adapter(_switch)
-
-
-ROUND_KEYS = (
-    "num_generations", "per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation",
-    "generation_batch_size", "num_iterations",
-)  # fmt: skip
-
-
-@rule(*ROUND_KEYS)
-def _rounds_divide(values: Values) -> str | None:
-    try:
-        plan_round(**{key: values[key] for key in ROUND_KEYS}, processes=1)
-    except ValueError as error:
-        return f"is {values['num_generations']}: {error}"
-    return None
 
 
 @rule("fp16", "bf16")

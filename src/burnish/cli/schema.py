@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from importlib.metadata import version
@@ -16,12 +17,19 @@ from pathlib import Path
 from typing import Any, Literal, Union
 
 from burnish import compat
+from burnish.advantages import advantages
 from burnish.cli.methods import METHODS, Method, load, load_losses
+from burnish.cli.ranges import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, RANGES
+from burnish.data.prompt_rows import RESERVED_COLUMNS
 from burnish.data.sources import FILE_KINDS
+from burnish.importance import importance_corrections
+from burnish.losses import kl_estimators
+from burnish.losses.policy import RATIO_LEVELS
 from burnish.models.adapters import OTHERS_BECAUSE, PLAIN_LORA, SUPPORTED
 from burnish.models.embedded import EMBEDDED
-from burnish.registry import Table
+from burnish.registry import Entry, Table
 from burnish.rewards.catalog import reward_functions
+from burnish.rewards.choices import ISOLATIONS, POLICIES
 from burnish.trainers.config import CHOICES, REFUSED
 
 SCHEMA_PATH = Path(__file__).with_name("schema.json")
@@ -32,38 +40,15 @@ UNREAD_ADAPTER_FIELDS = {
     "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "megatron_core",
     "runtime_config",
 }  # fmt: skip
-POSITIVE, NOT_NEGATIVE, AT_LEAST_ONE = {"exclusiveMinimum": 0}, {"minimum": 0}, {"minimum": 1}
-SHARE = {"minimum": 0, "exclusiveMaximum": 1}
-RANGES: Mapping[str, Mapping[str, float]] = {
-    "beta": POSITIVE,
-    "label_smoothing": {"minimum": 0, "exclusiveMaximum": 0.5},
-    "learning_rate": NOT_NEGATIVE,
-    "weight_decay": NOT_NEGATIVE,
-    "adam_beta1": SHARE,
-    "adam_beta2": SHARE,
-    "adam_epsilon": NOT_NEGATIVE,
-    "max_grad_norm": NOT_NEGATIVE,
-    "warmup_steps": NOT_NEGATIVE,
-    "num_train_epochs": POSITIVE,
-    "logging_steps": POSITIVE,
-    "eval_steps": POSITIVE,
-    "save_steps": POSITIVE,
-    "save_total_limit": AT_LEAST_ONE,
-    "seed": NOT_NEGATIVE,
-    "data_seed": NOT_NEGATIVE,
-    "max_skipped_steps": AT_LEAST_ONE,
-    "shuffle_buffer_size": {"minimum": 2},
-    "num_generations": {"minimum": 2},
-    **dict.fromkeys(("num_iterations", "steps_per_generation", "generation_batch_size"), AT_LEAST_ONE),
-    **dict.fromkeys(("temperature", "reward_timeout"), POSITIVE),
-    **dict.fromkeys(("epsilon", "epsilon_high", "top_k", "reward_retries", "num_generations_eval"), NOT_NEGATIVE),
-    "center_rewards_coefficient": NOT_NEGATIVE,
-    "top_p": {"exclusiveMinimum": 0, "maximum": 1},
-    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), AT_LEAST_ONE),
-    **dict.fromkeys(("gradient_accumulation_steps", "dataset_num_proc", "torch_empty_cache_steps"), AT_LEAST_ONE),
-    **dict.fromkeys(("max_length", "max_prompt_length", "max_completion_length"), AT_LEAST_ONE),
-    **dict.fromkeys(("num_eval_samples", "eval_max_new_tokens"), AT_LEAST_ONE),
-    **dict.fromkeys(("dataloader_num_workers", "eval_temperature"), NOT_NEGATIVE),
+# Options of methods that draw their own answers -> what they may be: names of functions, and settings.
+OF_ROLLOUTS: Mapping[str, Iterable[Any]] = {
+    "advantage": advantages,
+    "kl_estimator": kl_estimators,
+    "importance_sampling_mode": importance_corrections,
+    "importance_sampling_level": (*RATIO_LEVELS, None),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "reward_isolation": ISOLATIONS,
+    "on_reward_error": POLICIES,
 }
 
 _SIMPLE: dict[Any, dict[str, Any]] = {
@@ -94,11 +79,20 @@ def make_schema() -> dict[str, Any]:
         ],
         "$defs": {name: _training(method) for name, method in METHODS.items()},
         "x-models": sorted(EMBEDDED),
-        "x-rewards": sorted(reward_functions),
+        "x-rewards": {name: _reward(reward_functions[name].function) for name in sorted(reward_functions)},
         "x-peft": {kind.lower(): _adapter(kind) for kind in SUPPORTED},
         "x-peft-refused": {kind.lower(): reason for kind, reason in OTHERS_BECAUSE.items()},
         "x-file-kinds": list(FILE_KINDS),
         "x-versions": {name: version(name) for name in ("transformers", "peft")},
+    }
+
+
+def _reward(function: Callable[..., Any]) -> dict[str, list[str]]:
+    """What a built-in reward cannot do without: columns of the data set, and settings."""
+    needed = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+    return {
+        "columns": [p.name for p in needed if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in RESERVED_COLUMNS],
+        "settings": [p.name for p in needed if p.kind is p.KEYWORD_ONLY],
     }
 
 
@@ -204,8 +198,18 @@ def _training(method: Method) -> dict[str, Any]:
         "properties": properties,
         "x-unbuilt": {name: list(values) for name, values in vars(compat)[method.unbuilt].items()},
         "x-reference-free": [name for name in losses if losses[name].facts.get("reference") == "none"],
+        "x-corrections": {name: _token_corrections() for name in losses if _corrects_itself(losses[name])},
         "x-losses": {name: sorted(losses[name].hyper_parameters) for name in losses},
     }
+
+
+def _corrects_itself(loss: Entry[..., Any]) -> bool:
+    """The loss multiplies the sampler's weights up itself, so that it takes those of single tokens alone."""
+    return loss.facts.get("correction") == "inside"
+
+
+def _token_corrections() -> list[str]:
+    return [name for name in importance_corrections if importance_corrections[name].facts["level"] == "token"]
 
 
 def _adapter(kind: str) -> dict[str, Any]:
@@ -240,6 +244,8 @@ def _option(field: Field[Any], annotation: Any) -> dict[str, Any]:
         return {"enum": list(dict.fromkeys(allowed)), "x-refused": reason, **described}
     if field.name in CHOICES:
         return {"enum": list(CHOICES[field.name]), **described}
+    if field.name in OF_ROLLOUTS:
+        return {"enum": list(OF_ROLLOUTS[field.name]), **described}
     kind = type_schema(annotation)
     for variant in kind.get("anyOf", [kind]):
         if variant.get("type") in ("integer", "number"):

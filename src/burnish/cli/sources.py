@@ -139,6 +139,25 @@ def rewards_of(document: Mapping[str, Any]) -> list[Any]:
     return [] if given is None else given if isinstance(given, list) else [given]
 
 
+def reward_columns(document: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Reward, parameter and column of what the built-in rewards of a run file read beside prompt and answer."""
+    for reward in rewards_of(document):
+        for parameter in _known_rewards().get(reward, {}).get("columns", ()) if isinstance(reward, str) else ():
+            given = _reward_settings(document, reward).get(parameter)
+            yield reward, parameter, given if isinstance(given, str) else parameter
+
+
+def _known_rewards() -> dict[str, Any]:
+    return load_schema()["x-rewards"]
+
+
+def _reward_settings(document: Mapping[str, Any], reward: str) -> Mapping[str, Any]:
+    training = document.get("training")
+    options = training.get("reward_options") if isinstance(training, Mapping) else None
+    settings = options.get(reward) if isinstance(options, Mapping) else None
+    return settings if isinstance(settings, Mapping) else {}
+
+
 def _reward_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
     """A method that draws its own answers needs rewards, another one has no use for them; and their names."""
     name = document.get("method", next(iter(METHODS)))
@@ -146,21 +165,25 @@ def _reward_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
     if method is None:
         return
     if method.draws_answers and not rewards:
-        names = ", ".join(load_schema()["x-rewards"])
+        names = ", ".join(_known_rewards())
         yield Problem(("rewards",), f"is missing: what scores the answers? module:function, or of {names}")
     if not method.draws_answers and rewards:
         yield Problem(("rewards",), f"has no effect: {name} draws no answers. Remove it")
     if not method.takes_reference and document.get("ref_model") is not None:
         yield Problem(("ref_model",), f"has no effect: {name} has no reference. Remove it")
     for index, reward in enumerate(rewards):
-        if isinstance(reward, str) and (message := _reward_problem(reward)):
+        if isinstance(reward, str) and (message := _reward_problem(reward, _reward_settings(document, reward))):
             yield Problem(("rewards", index) if isinstance(document.get("rewards"), list) else ("rewards",), message)
 
 
-def _reward_problem(name: str) -> str | None:
+def _reward_problem(name: str, settings: Mapping[str, Any]) -> str | None:
     """A built-in name, module:function, or the name or path of a classifier, which has a slash in it."""
-    known = load_schema()["x-rewards"]
-    if name in known or is_function_name(name) or "/" in name or Path(name).expanduser().is_dir():
+    known = _known_rewards()
+    if name in known:
+        unset = [setting for setting in known[name]["settings"] if setting not in settings]
+        needs = ", ".join(f"{setting}: ..." for setting in unset)
+        return f"is {name!r}, which needs training.reward_options: {{{name}: {{{needs}}}}}" if unset else None
+    if is_function_name(name) or "/" in name or Path(name).expanduser().is_dir():
         return None
     if ":" in name:
         return f"is {name!r}; a function is written module:function, as in my_rewards:length"

@@ -16,6 +16,7 @@ from burnish.data.kwise import first_equals, read_completions, read_kwise_number
 from burnish.data.numbers import REF_COLUMNS, TOKEN_COLUMNS, read_numbers
 from burnish.data.parts import text_of
 from burnish.data.pretokenized import read_tokens, read_truncated
+from burnish.data.prompt_rows import check_columns, read_prompt
 from burnish.data.schema import is_kwise, is_tokenized, read_columns, split_ref_logps
 from burnish.data.truncate import TruncationPolicy, truncate
 
@@ -101,6 +102,30 @@ def check_preferences(rows: Dataset, indices: Sequence[int], *, name: str, rules
         num_answers=max((read.num_answers for read in good), default=0),
         has_reference=not {*REF_COLUMNS, *TOKEN_COLUMNS}.isdisjoint(columns),
         ignored_columns=tuple(sorted(set(rows.column_names) - set(columns))),
+    )
+
+
+def check_prompts(rows: Dataset, indices: Sequence[int], *, name: str) -> RowCheck:
+    """Read each row of a data set of prompts as training will; arguments and errors as in `check_preferences`."""
+    check_columns(rows.column_names, name)
+    bad_rows: list[BadRow] = []
+    good: list[_Read] = []
+    for index, row in zip(indices, rows, strict=True):
+        try:
+            assert isinstance(row, dict)
+            prompt = read_prompt(row, set())
+            form, part = ("text", prompt) if isinstance(prompt, str) else ("messages", prompt.prompt)
+            good.append(_Read(form, _num_tokens(part), 0, 1))
+        except RowProblem as problem:
+            bad_rows.append(problem.at(index))
+    return RowCheck(
+        forms=dict(Counter(read.form for read in good)),
+        bad_rows=tuple(bad_rows),
+        prompt_tokens=max((read.prompt for read in good), default=0),
+        answer_tokens=0,
+        num_answers=1,
+        has_reference=False,
+        ignored_columns=(),
     )
 
 

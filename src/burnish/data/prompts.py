@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -21,17 +21,9 @@ from transformers import PreTrainedTokenizerBase
 from burnish.data.chat import open_prompt
 from burnish.data.encode import special_prefix
 from burnish.data.errors import BadRow, DataError, RowProblem, bad_rows_error
-from burnish.data.formats import ChatPreference, refuse_unbuilt
-from burnish.data.messages import Message, check_text, is_messages, read_messages
-from burnish.data.parts import IMAGE_COLUMNS
-from burnish.data.plain import is_nothing
+from burnish.data.prompt_rows import check_columns, read_prompt
 from burnish.data.report import NUM_LISTED_BAD_ROWS
 from burnish.data.schema import PROMPT_COLUMN
-from burnish.data.tools import TEMPLATE_COLUMN, TOOLS_COLUMN, read_template_kwargs, read_tools
-from burnish.registry import closest
-
-# Keywords with which reward functions are called, so no column may have their names.
-RESERVED_COLUMNS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 
 
 @dataclass(frozen=True)
@@ -162,24 +154,9 @@ def check_prompt_columns(dataset: Dataset, name: str) -> None:
     Raises:
         DataError: names the column.
     """
-    present = dataset.column_names
     if len(dataset) == 0:
         raise DataError(f"{name}: the data set has no rows. Check its path, split and filters.")
-    if "prompt" not in present:
-        raise DataError(
-            f"{name}: the data set has no column 'prompt'{closest('prompt', present)}\nIt has: {', '.join(present)}. "
-            "Rename a column: dataset.rename_column('OLD_NAME', 'prompt')."
-        )
-    if taken := [column for column in RESERVED_COLUMNS if column in present]:
-        raise DataError(
-            f"{name}: the column {taken[0]!r} has the name of an argument that reward functions get from the trainer. "
-            f"Rename it: dataset.rename_column({taken[0]!r}, 'reference_{taken[0]}')."
-        )
-    if images := [column for column in IMAGE_COLUMNS if column in present]:
-        raise DataError(
-            f"{name}: rollouts with images are not built yet: dataset.remove_columns({images[0]!r}), "
-            "if the prompts make sense without them"
-        )
+    check_columns(dataset.column_names, name)
 
 
 def encode_prompt(
@@ -200,37 +177,17 @@ def encode_prompt(
     Raises:
         RowProblem: the row has no prompt that can be answered.
     """
-    refuse_unbuilt(row)
-    given, own = row["prompt"], read_template_kwargs(row.get(TEMPLATE_COLUMN))
-    tools = read_tools(row.get(TOOLS_COLUMN))
-    if is_messages(given):
-        chat = ChatPreference(
-            prompt=_open_messages(read_messages("prompt", given, set() if ignored is None else ignored)),
-            chosen=(),
-            rejected=(),
-            tools=tools,
-            template_kwargs={**template_kwargs, **own},
-        )
-        ids = tokenizer(open_prompt(tokenizer, chat), add_special_tokens=False, verbose=False)["input_ids"]
-    else:
-        text = check_text("prompt", given)
-        for column, value in ((TOOLS_COLUMN, tools), (TEMPLATE_COLUMN, own)):
-            if not is_nothing(value):
-                fix = "Give the prompt as messages, or remove the column."
-                raise RowProblem(column, "is read by chat templates only, and the prompt is text", value=value, fix=fix)
+    prompt = read_prompt(row, set() if ignored is None else ignored)
+    if isinstance(prompt, str):
         prefix = special_prefix(tokenizer)
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
         ids = ids if list(ids[: len(prefix)]) == list(prefix) else [*prefix, *ids]
+    else:
+        chat = replace(prompt, template_kwargs={**template_kwargs, **prompt.template_kwargs})
+        ids = tokenizer(open_prompt(tokenizer, chat), add_special_tokens=False, verbose=False)["input_ids"]
     if not ids:
-        raise RowProblem("prompt", "has no token", value=given, fix="Give text that the tokenizer knows.")
+        raise RowProblem("prompt", "has no token", value=row["prompt"], fix="Give text that the tokenizer knows.")
     return list(ids)
-
-
-def _open_messages(messages: list[Message]) -> list[Message]:
-    if messages[-1]["role"] == "assistant":
-        fix = "Remove the last turn: it is what the model is to write."
-        raise RowProblem("prompt", "ends with an assistant turn", value=messages[-1], fix=fix)
-    return messages
 
 
 def _fingerprint(prepared: Dataset) -> str:

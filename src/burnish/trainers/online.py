@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from burnish.advantages import advantages, compute_advantages
 from burnish.data.prompt_stream import PromptStream
-from burnish.data.prompts import check_prompt_columns, prepare_prompts
+from burnish.data.prompts import PromptReport, check_prompt_columns, prepare_prompts
 from burnish.data.sources import load_rows
 from burnish.generation.base import Generator, Prompt
 from burnish.generation.native import NativeGenerator
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from burnish.data.lint import Finding
-    from burnish.data.prompts import PromptReport
     from burnish.registry import Entry
     from burnish.runtime.state import Stateful
 
@@ -88,7 +87,7 @@ class OnlineTrainer(PromptEvaluationMixin, PolicyTrainer, ABC):
                 "neither the tokenizer nor the model's generation config has an end-of-sequence token, so no answer "
                 "would end by itself: set tokenizer.eos_token (or generation_config.eos_token_id), or stop_strings"
             )
-        reports = cast("dict[str, PromptReport]", self.data_reports)
+        reports = {name: report for name, report in self.data_reports.items() if isinstance(report, PromptReport)}
         longest = {name: report.max_length for name, report in reports.items()}
         check_positions(plain_model(self.model).config, longest, max_new_tokens=options.max_completion_length or 0)
         self.pad_token_id = self._pad_token_id()

@@ -1,0 +1,78 @@
+"""The rules of methods that draw their own answers; their keys are those of no other method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from burnish.cli.rulebook import Values, path_of, rule
+from burnish.cli.validate import Problem
+from burnish.rollout.plan import plan_round
+from burnish.trainers.unread import OF_ROWS, SWITCHES
+
+ROUND_KEYS = (
+    "num_generations", "per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation",
+    "generation_batch_size", "num_iterations",
+)  # fmt: skip
+
+
+@rule(*ROUND_KEYS)
+def _rounds_divide(values: Values) -> str | None:
+    try:
+        plan_round(**{key: values[key] for key in ROUND_KEYS}, processes=1)
+    except ValueError as error:
+        return f"is {values['num_generations']}: {error}"
+    return None
+
+
+@rule("max_completion_length", "num_generations")
+def _answers_have_a_limit(values: Values) -> str | None:
+    return (
+        "is null; an answer needs a limit: a whole number from 1" if values["max_completion_length"] is None else None
+    )
+
+
+@rule("curriculum_window")
+def _a_window_has_two_ends(values: Values) -> str | None:
+    window = values["curriculum_window"]
+    if window is None or (len(window) == 2 and 0 <= window[0] <= window[1] <= 1):
+        return None
+    return f"is {window}; allowed: two numbers, 0 <= lowest <= highest <= 1"
+
+
+@rule("data.streaming", "num_generations")
+def _prompts_are_no_stream(values: Values) -> str | None:
+    return "is true, and prompts are drawn from all rows: leave it at false" if values["data.streaming"] else None
+
+
+@rule("data.train", "num_generations")
+def _prompts_come_from_one_source(values: Values) -> str | None:
+    is_one = isinstance(values["data.train"], str)
+    return None if is_one else "names several sources; several sources of prompts are not built yet: give one"
+
+
+@rule("reward_weights", "rewards")
+def _one_weight_for_each_reward(values: Values) -> str | None:
+    weights, rewards = values["reward_weights"], values["rewards"]
+    if weights is not None and rewards and len(weights) != len(rewards):
+        return f"has {len(weights)} numbers for {len(rewards)} rewards {rewards}: give one for each"
+    return None
+
+
+def rollout_problems(values: Values, schema: Mapping[str, Any], broken: set[str]) -> Iterator[Problem]:
+    """Options that nothing reads, and a correction that the loss cannot take."""
+    if "num_generations" not in values:
+        return
+    options = schema["properties"]
+    changed = {name for name, option in options.items() if values[name] != option["default"]} - broken
+    for name in [name for name in OF_ROWS if name in changed]:
+        text = f"is about rows that hold an answer, and these answers are sampled: leave it out; {OF_ROWS[name]}"
+        yield Problem(path_of(name), text)
+    for switch, names in SWITCHES.items():
+        for name in [name for name in names if name in changed and not values[switch]]:
+            yield Problem(path_of(name), f"has no effect while {switch} is {values[switch]}: set that, or leave it out")
+    fitting = schema["x-corrections"].get(str(values["loss_type"]))
+    mode = values["importance_sampling_mode"]
+    if values["importance_sampling_correction"] and fitting is not None and mode not in fitting:
+        text = f'is "{mode}", which {values["loss_type"]} cannot take: choose {" or ".join(fitting)}'
+        yield Problem(path_of("importance_sampling_mode"), text)
