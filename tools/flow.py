@@ -24,6 +24,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 from losses_table import divergences_table, losses_table
 from policy_tables import advantages_table, aggregations_table, importance_table, kl_table, policy_losses_table
+from reward_tables import reward_fields_table, reward_losses_table
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback, TrainingArguments
 from trl_tables import (
@@ -271,6 +272,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "losses": losses_table,
     "divergences": divergences_table,
     "policy-losses": policy_losses_table,
+    "reward-losses": reward_losses_table,
+    "reward-fields": reward_fields_table,
     "aggregations": aggregations_table,
     "advantages": advantages_table,
     "kl": kl_table,

@@ -6,9 +6,9 @@ from dataclasses import dataclass, fields
 import pytest
 import torch
 import yaml
-from transformers import TrainingArguments
+from transformers import HfArgumentParser, TrainingArguments
 
-from burnish import DPOConfig, PolicyConfig, arg
+from burnish import DPOConfig, PolicyConfig, RewardConfig, arg
 from burnish.trainers.config import REFUSED
 
 ON_A_CPU = not (torch.cuda.is_available() or torch.xpu.is_available())
@@ -156,3 +156,13 @@ def test_a_default_list_is_not_shared(make_config):
 def test_pad_to_multiple_of_auto(make_config):
     assert make_config(pad_to_multiple_of="auto").pad_to_multiple_of is None
     assert make_config(pad_to_multiple_of=8).pad_to_multiple_of == 8
+
+
+@pytest.mark.parametrize("config", [DPOConfig, RewardConfig])
+def test_scripts_read_options_off_their_command_line(config, tmp_path):
+    """With `HfArgumentParser`, as those of TRL do; what has no single type is JSON there."""
+    parser = HfArgumentParser(config)
+    arguments = ["--output_dir", str(tmp_path), "--learning_rate", "2e-4", "--dataset_weights", '{"a": 1, "b": 3}']
+    (args,) = parser.parse_args_into_dataclasses(arguments)
+    assert (args.learning_rate, args.dataset_weights) == (2e-4, {"a": 1, "b": 3})
+    assert args.loss_type == config(output_dir=str(tmp_path)).loss_type

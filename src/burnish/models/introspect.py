@@ -178,8 +178,15 @@ def logits_of(spec: HeadSpec, raw: Tensor) -> Tensor:
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The tokens that end an answer: the tokenizer's end-of-sequence and those of the generation config."""
-    return configured_end_ids(model.generation_config, tokenizer)
+    """The tokens that end an answer: the tokenizer's end-of-sequence and those of the generation config.
+
+    A model that generates nothing, a classifier say, has those of its configuration.
+    """
+    from transformers import GenerationConfig
+
+    generates = model.can_generate()
+    generation = model.generation_config if generates else GenerationConfig.from_model_config(model.config)
+    return configured_end_ids(generation, tokenizer)
 
 
 def configured_end_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

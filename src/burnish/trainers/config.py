@@ -6,6 +6,7 @@ accelerator, `bf16` and `gradient_checkpointing` are off unless asked for.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
@@ -84,7 +85,7 @@ class DataOptions(TrainingArguments):
     on_bad_row: str = arg(
         "error", "Rows that cannot be trained on: error names them all, drop leaves them out and counts them."
     )
-    dataset_weights: dict[str, float] | list[float] | None = arg(
+    dataset_weights: dict[str, float] | str | list[float] | None = arg(  # text: JSON, of HfArgumentParser
         None, "How much of an epoch each of several sources is, in relation to the others; unset: every row once."
     )
     shuffle_buffer_size: int | None = arg(
@@ -142,6 +143,8 @@ class PolicyConfig(DataOptions):
         resolve_checkpointing(self, default=accelerated)
         if self.output_dir is None:
             self.output_dir = _new_run_directory(type(self).__name__.removesuffix("Config").lower())
+        if isinstance(self.dataset_weights, str):
+            self.dataset_weights = json.loads(self.dataset_weights)
         if self.pad_to_multiple_of == "auto":
             self.pad_to_multiple_of = None
         self._refuse()
