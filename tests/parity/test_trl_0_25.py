@@ -80,11 +80,12 @@ def test_the_loss_of_each_pair(make_trainer, case):
 
 @pytest.mark.parametrize("case", [case for case in EQUAL if case != "cpo"])
 def test_loss_and_gradient_of_a_batch(make_trainer, case):
+    """To 1e-6: TRL ran plain rows, and the model's norms, in float32, round differently in a tree."""
     trainer, frozen = make_trainer(case), FROZEN["losses"][case]
     total = batch_loss(trainer, list(trainer.train_dataset))
     total.backward()
-    assert total.item() == pytest.approx(frozen["batch"], rel=1e-9)
-    assert gradient_norm(trainer.model) == pytest.approx(frozen["gradient_norm"], rel=1e-9)
+    assert total.item() == pytest.approx(frozen["batch"], rel=1e-6)
+    assert gradient_norm(trainer.model) == pytest.approx(frozen["gradient_norm"], rel=1e-6)
 
 
 @pytest.mark.parametrize("case", sorted(OTHER_MEANING))

@@ -456,7 +456,7 @@ def test_a_model_whose_answers_never_end_by_themselves(tmp_path):
     def make(**options):
         model, tokenizer = make_model(), make_tokenizer()
         model.generation_config.eos_token_id = tokenizer.eos_token = None
-        config = GRPOConfig(output_dir=str(tmp_path), **options)
+        config = GRPOConfig(output_dir=str(tmp_path), max_completion_length=16, **options)
         return GRPOTrainer(model, near_wanted, config, train_dataset=make_prompts(), processing_class=tokenizer)
 
     with pytest.raises(ValueError, match=r"no answer would end by itself: set tokenizer.eos_token .*stop_strings"):

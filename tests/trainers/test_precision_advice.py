@@ -16,7 +16,7 @@ from training import make_trainer
 def test_a_run_in_slow_bfloat16_says_so(tmp_path, monkeypatch, speedup, bf16, told):
     """Twice as long as float32: the run tells, where bfloat16 was asked for."""
     monkeypatch.setattr(cpu, "bfloat16_speedup", lambda: speedup)
-    trainer = make_trainer(tmp_path, bf16=bf16, max_steps=1)
+    trainer = make_trainer(tmp_path, bf16=bf16, max_steps=1, cpu_tuning="auto")
     trainer.train()
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     messages = [event["message"] for event in events if event["kind"] == "slow_bfloat16"]
