@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.cache_utils import DynamicLayer
 
-from burnish.generation.decode import LiveRows, check_cache, left_padded, next_logits, tokens_in
+from burnish.generation.cache import CACHES, PlacedLayer
+from burnish.generation.decode import check_cache, left_padded, tokens_in
 from burnish.models.introspect import UnsupportedModelError, evaluation_mode
 from conftest import make_model
 
@@ -23,26 +24,6 @@ def test_tokens_in_each_row():
     assert [row.nonzero().squeeze(1).tolist() for row in found] == [[3], [0, 4]]
 
 
-@torch.no_grad()
-def test_rows_that_move_keep_what_they_remember(model):
-    """Three prompts, of which two go on, one of them twice: each gives the logits of its whole text."""
-    prompts = [torch.tensor([5, 6, 7]), torch.tensor([8]), torch.tensor([9, 10])]
-    ids, mask = left_padded(prompts, 0)
-    cache = DynamicCache(config=model.config)
-    logits = next_logits(model, ids, mask, cache)
-    seen = tokens_in(ids, mask, logits.shape[1])
-    live = LiveRows(number=torch.arange(3), mask=mask, seen=seen, cache=cache).select(torch.tensor([2, 0, 2]))
-    live = live.append(torch.tensor([20, 21, 22]))
-    found = next_logits(model, torch.tensor([[20], [21], [22]]), live.mask, live.cache)
-    assert live.number.tolist() == [2, 0, 2]
-    texts = [[9, 10, 20], [5, 6, 7, 21], [9, 10, 22]]
-    for row, text in enumerate(texts):
-        expected = model(input_ids=torch.tensor([text]), use_cache=False).logits[0, -1]
-        torch.testing.assert_close(found[row], expected, rtol=1e-5, atol=1e-5)
-        assert live.seen[row].nonzero().squeeze(1).tolist() == text
-    assert int(mask.sum()) == 6  # the rows before are as they were
-
-
 @pytest.mark.parametrize("kind", ["rwkv", "xlstm", "mamba"])
 def test_recurrent_models_are_refused(kind):
     """They keep their state in a structure of their own, or count the padding in."""
@@ -55,19 +36,20 @@ def test_recurrent_models_are_refused(kind):
 
 
 def test_a_cache_that_forgets_is_found(model, monkeypatch):
-    check_cache(model)
-
-    def forget(self, beam_idx):
-        pass
-
-    monkeypatch.setattr(DynamicLayer, "reorder_cache", forget)
-    with pytest.raises(UnsupportedModelError, match="other logits when it decodes through its cache"):
-        check_cache(model)
+    for kind in CACHES:
+        check_cache(model, kind)
+    own = DynamicLayer.reorder_cache
+    monkeypatch.setattr(DynamicLayer, "reorder_cache", lambda layer, rows: own(layer, torch.zeros_like(rows)))
+    monkeypatch.setattr(PlacedLayer, "move_rows", lambda *_: None)
+    for kind in CACHES:
+        with pytest.raises(UnsupportedModelError, match=f"other logits when it decodes through its cache .{kind}"):
+            check_cache(model, kind)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_the_check_knows_precisions(dtype):
-    check_cache(make_model(dtype=dtype))
+    for kind in CACHES:
+        check_cache(make_model(dtype=dtype), kind)
 
 
 def test_each_module_returns_to_its_mode(model):

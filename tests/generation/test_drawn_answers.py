@@ -19,10 +19,10 @@ def make_answers(num_rows: int, stops: StopStrings | None = None, **settings) ->
 
 def test_rows_end_each_in_its_way():
     """Row 0 ends at once, row 1 with another end token, row 2 at the limit, row 3 with an end token in the last place."""
-    answers, rows = make_answers(4), torch.arange(4)
-    assert answers.write(drawn(2, 4, 5, 6), rows, 0).tolist() == [True, False, False, False]
-    assert answers.write(drawn(8, 9, 5, 6), rows, 1).tolist() == [True, True, False, False]  # the 8 is never read
-    assert answers.write(drawn(7, 2), torch.tensor([2, 3]), 2).tolist() == [True, True]
+    answers = make_answers(4)
+    assert answers.write(drawn(2, 4, 5, 6), torch.arange(4)).tolist() == [True, False, False, False]
+    assert answers.write(drawn(6, 9, 5), torch.tensor([3, 1, 2])).tolist() == [False, True, False]
+    assert answers.write(drawn(7, 2), torch.tensor([2, 3])).tolist() == [True, True]
     prompts = [Prompt(ids=torch.tensor([row + 20]), key=row) for row in range(4)]
     completions = answers.completions(prompts, version=5)
     assert [c.token_ids.tolist() for c in completions] == [[2], [4, 9], [5, 5, 7], [6, 6, 2]]
@@ -34,9 +34,19 @@ def test_rows_end_each_in_its_way():
     assert [(c.prompt_ids.tolist(), c.policy_version) for c in completions] == [([row + 20], 5) for row in range(4)]
 
 
+def test_rows_may_be_at_different_places():
+    """Row 1 begins when row 0 has drawn two tokens."""
+    answers = make_answers(2)
+    for tokens, rows in (((4,), [0]), ((5,), [0]), ((6, 7), [1, 0])):
+        ended = answers.write(drawn(*tokens), torch.tensor(rows))
+    assert ended.tolist() == [False, True]
+    assert answers.drawn.tolist() == [3, 1]
+    assert answers.tokens.tolist() == [[4, 5, 7], [6, 0, 0]]
+
+
 def test_a_completion_does_not_hold_the_whole_batch():
     answers = make_answers(2)
-    answers.write(drawn(2, 2), torch.arange(2), 0)
+    answers.write(drawn(2, 2), torch.arange(2))
     for completion in answers.completions([Prompt(ids=torch.tensor([1]), key=0)] * 2, version=0):
         assert completion.token_ids.untyped_storage().nbytes() == 8
         assert completion.logps.untyped_storage().nbytes() == 4
@@ -48,9 +58,9 @@ def test_stop_strings_wait_and_end_tokens_go_first(tokenizer):
     stops = StopStrings(tokenizer, ("ab", "<|im_end|>"))
     answers = make_answers(2, stops, max_new_tokens=6, min_new_tokens=3)
     rows = torch.arange(2)
-    assert answers.write(drawn(a, a), rows, 0).tolist() == [False, False]
-    assert answers.write(drawn(b, b), rows, 1).tolist() == [False, False]
-    assert answers.write(drawn(a, end), rows, 2).tolist() == [False, True]
-    assert answers.write(drawn(b, b), rows, 3).tolist() == [True, True]
+    assert answers.write(drawn(a, a), rows).tolist() == [False, False]
+    assert answers.write(drawn(b, b), rows).tolist() == [False, False]
+    assert answers.write(drawn(a, end), rows).tolist() == [False, True]
+    assert answers.write(drawn(b), rows[:1]).tolist() == [True]
     reasons = [(len(c), c.finish_reason) for c in answers.completions([Prompt(ids=rows, key=0)] * 2, version=0)]
     assert reasons == [(4, "stop_string"), (3, "stop")]

@@ -7,8 +7,9 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from burnish import Completion, NativeGenerator, Prompt, SamplingParams, TokenBatch, forward
-from burnish.generation import native
+from burnish.generation.cache import CACHES, Room
 from burnish.models.forward import install_forward
+from burnish.models.introspect import UnsupportedModelError
 from conftest import make_model
 
 PROMPTS = [[5], [6, 7, 8, 9, 10, 11, 12], [20, 21, 22], [9] * 12]
@@ -31,6 +32,7 @@ FAMILIES = {
     "llama": {},
     "qwen2": {},
     "qwen3": {"head_dim": 8},
+    "qwen3_moe": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
     "mistral": {"sliding_window": 8},
     "gemma2": {**GEMMA, "final_logit_softcapping": 3.0, "attn_logit_softcapping": 5.0, **EAGER},
     "gemma3_text": {**GEMMA, "layer_types": ["sliding_attention", "full_attention"]},
@@ -112,25 +114,30 @@ def own_logps(model, completion: Completion, temperature: float = 1.0) -> torch.
 # The answers are the model's.
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
-def test_families(kind):
+HYBRIDS = ("lfm2", "qwen3_next", "falcon_h1")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families(family):
     """Log-probs are those of a plain forward, past the sliding windows too, and every row is as if it were alone."""
-    model = make_family(kind)
-    completions = answer(model)
+    model = make_family(family)
+    generator = NativeGenerator(model, pad_token_id=0, max_rows=5)
+    completions = answer(model, generator=generator)
     assert len(completions) == 12
     assert len({tuple(ids) for ids in ids_of(completions)}) == 12
     assert max(map(len, completions)) == 12
     for completion in completions:
         torch.testing.assert_close(completion.logps, own_logps(model, completion), rtol=1e-4, atol=1e-4)
     alone = [one for prompt in make_prompts() for one in answer(model, [prompt])]
-    assert share_of_equal_tokens(completions, alone) >= 0.99
+    assert share_of_equal_rows(completions, alone) == 1
+    expected = "cache dynamic" if family in HYBRIDS else "cache rows"
+    assert generator.description.startswith(expected)
+    assert generator.fell_back == ("not rows" in generator.description) == (family in HYBRIDS)
 
 
-def share_of_equal_tokens(left: list[Completion], right: list[Completion]) -> float:
+def share_of_equal_rows(left: list[Completion], right: list[Completion]) -> float:
     pairs = list(zip(ids_of(left), ids_of(right), strict=True))
-    return sum(a == b for one, other in pairs for a, b in zip(one, other, strict=False)) / sum(
-        max(len(one), len(other)) for one, other in pairs
-    )
+    return sum(one == other for one, other in pairs) / len(pairs)
 
 
 def test_first_tokens_follow_the_softmax(model):
@@ -240,28 +247,59 @@ def test_torchs_own_random_numbers_are_left_alone(model):
 @pytest.mark.parametrize(
     "bounds", [{"max_rows": 1}, {"max_rows": 5}, {"max_batch_tokens": 60}, {"max_batch_tokens": 1}]
 )
-def test_batches_change_nothing(model, bounds):
-    generator = NativeGenerator(model, pad_token_id=0, **bounds)
+@pytest.mark.parametrize("cache", CACHES)
+def test_batches_change_nothing(model, bounds, cache):
+    generator = NativeGenerator(model, pad_token_id=0, cache=cache, **bounds)
     completions = answer(model, generator=generator)
     assert [c.prompt_ids.tolist() for c in completions] == [ids for ids in PROMPTS for _ in range(3)]
-    assert share_of_equal_tokens(completions, answer(model)) >= 0.99
+    assert share_of_equal_rows(completions, answer(model)) == 1
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_answers_do_not_depend_on_who_is_beside_them(model, cache):
+    """70 rows that end here and there: decoded 4 at a time, and 64 at a time with others waiting."""
+    prompts = make_prompts([[5 + number] * (1 + number % 9) for number in range(14)])
+    few, many = (
+        answer(
+            model,
+            prompts,
+            num_samples=5,
+            generator=NativeGenerator(model, pad_token_id=0, max_rows=rows, cache=cache),
+            max_new_tokens=20,
+            end_token_ids=tuple(range(2, 20)),
+        )
+        for rows in (4, 64)
+    )
+    assert len({len(completion) for completion in many}) > 12
+    assert share_of_equal_rows(few, many) >= 0.99
+    for completion in many[::7]:
+        torch.testing.assert_close(completion.logps, own_logps(model, completion), rtol=1e-4, atol=1e-4)
 
 
 def test_batches_keep_their_bounds(model, monkeypatch):
     """No batch is larger than it may be; a row that is too long alone is a batch of its own."""
-    generator = NativeGenerator(model, pad_token_id=0, max_rows=4, max_batch_tokens=48)
-    sizes = []
-    decode = generator._answer
+    for kind in CACHES:
+        generator = NativeGenerator(model, pad_token_id=0, max_rows=4, max_batch_tokens=48, cache=kind)
+        rooms = record_rooms(monkeypatch, kind)
+        completions = answer(model, make_prompts([*PROMPTS, [3] * 40]), generator=generator)
+        assert len(completions) == 15
+        assert [c.prompt_ids.tolist() for c in completions] == [ids for ids in [*PROMPTS, [3] * 40] for _ in range(3)]
+        sizes = [(room.num_rows, room.num_rows * (room.longest_prompt + room.max_new_tokens)) for room in rooms]
+        assert all(tokens <= 48 or rows == 1 for rows, tokens in sizes)
+        assert max(rows for rows, _ in sizes) == 3
 
-    def record(prompts, *rest):
-        sizes.append((len(prompts), len(prompts) * (12 + max(len(prompt.ids) for prompt in prompts))))
-        return decode(prompts, *rest)
 
-    monkeypatch.setattr(generator, "_answer", record)
-    answer(model, make_prompts([*PROMPTS, [3] * 40]), generator=generator)
-    assert sum(rows for rows, _ in sizes) == 15
-    assert all(tokens <= 48 or rows == 1 for rows, tokens in sizes)
-    assert max(rows for rows, _ in sizes) == 3
+def record_rooms(monkeypatch, kind: str) -> list[Room]:
+    """What each cache of a kind is made for, from now on."""
+    rooms: list[Room] = []
+
+    class Recorded(CACHES[kind]):
+        def __init__(self, config, room):
+            rooms.append(room)
+            super().__init__(config, room)
+
+    monkeypatch.setitem(CACHES, kind, Recorded)
+    return rooms
 
 
 # Work.
@@ -291,11 +329,26 @@ def test_each_prompt_is_run_once_and_rows_that_ended_leave(model, monkeypatch):
     assert prefill == (4, 12)
     assert {columns for _, columns in steps} == {1}
     rows = [count for count, _ in steps]
-    assert rows == sorted(rows, reverse=True)
     longest = [sum(len(completion) > step for completion in completions) for step in range(1, 12)]
-    assert len(rows) == sum(count > 0 for count in longest)  # and none after the last one ended
-    for live, decoded in zip(longest, rows, strict=False):
-        assert live <= decoded <= max(live / (1 - native.MIN_ENDED_SHARE), live)
+    assert rows == [live for live in longest if live]
+
+
+def test_waiting_rows_take_the_places_of_finished_ones(model, monkeypatch):
+    """40 rows in 8 places: 8 are decoded until no one waits, and there are about as few steps as there can be."""
+    generator = NativeGenerator(model, pad_token_id=0, max_rows=8)
+    answer(model, generator=generator, max_new_tokens=1)
+    counted = Counted(model, monkeypatch)
+    prompts = make_prompts([[5 + number] * (1 + number) for number in range(5)])
+    completions = answer(
+        model, prompts, num_samples=8, generator=generator, max_new_tokens=20, end_token_ids=tuple(range(2, 20))
+    )
+    assert max(map(len, completions)) == 20
+    steps = [rows for rows, columns in counted.shapes if columns == 1]
+    assert counted.shapes[0] == (1, 1)  # the first eight rows have one prompt, of one token
+    fed = sum(len(completion) - 1 for completion in completions)
+    assert sum(steps) - 1 == fed  # no row is decoded after its end; the other is the first prompt
+    full = [rows for rows in steps[1:] if rows == 8]
+    assert len(full) >= (fed - 8 * 20) / 8
 
 
 def test_all_ended_at_once_is_one_call(model, monkeypatch):
@@ -350,6 +403,20 @@ def test_stop_strings_over_the_borders_of_tokens(model, tokenizer):
         assert text.startswith(found)
         assert any(stop in found for stop in stops) == (completion in ended)
         assert not any(stop in tokenizer.decode(completion.token_ids[:-1]) for stop in stops)
+
+
+# Settings.
+
+
+def test_caches_are_named_and_the_wanted_one_is_taken(model):
+    with pytest.raises(ValueError, match="cache='static'; allowed: auto, rows, dynamic"):
+        NativeGenerator(model, pad_token_id=0, cache="static")
+    generator = NativeGenerator(model, pad_token_id=0, cache="dynamic")
+    answer(model, generator=generator, max_new_tokens=1)
+    assert generator.description == "cache dynamic: keys and values grow by copying"
+    hybrid = make_family("lfm2")
+    with pytest.raises(UnsupportedModelError, match="it keeps LinearAttentionLayer beside keys and values"):
+        answer(hybrid, generator=NativeGenerator(hybrid, pad_token_id=0, cache="rows"))
 
 
 # Models as they come.

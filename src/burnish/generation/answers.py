@@ -21,7 +21,7 @@ FINISH_REASONS = ("length", "stop", "stop_string")
 
 
 class Answers:
-    """R answers of at most T tokens, filled column by column.
+    """R answers of at most T tokens, each filled from its beginning.
 
     Args:
         num_rows: R.
@@ -29,6 +29,9 @@ class Answers:
         stops: looks for stop strings, or None.
         dtype: of the log-probs.
         device: of the draws.
+
+    Attributes:
+        drawn: (R,) tokens of each answer so far.
     """
 
     def __init__(
@@ -44,30 +47,30 @@ class Answers:
         self.tokens = torch.zeros(shape, dtype=torch.int64, device=device)
         self.logps = torch.zeros(shape, dtype=dtype, device=device)
         self.kept_mass = torch.ones(shape, dtype=dtype, device=device)
-        self.lengths = torch.full((num_rows,), params.max_new_tokens, device=device)
+        self.drawn = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.reasons = torch.full((num_rows,), LENGTH, device=device)
         self.end_ids = torch.tensor(params.end_token_ids, dtype=torch.int64, device=device)
-        self.stops, self.min_new_tokens = stops, params.min_new_tokens
+        self.stops, self.params = stops, params
 
-    def write(self, draw: Draw, rows: Int[Tensor, "r"], position: int) -> Bool[Tensor, "r"]:
-        """Add the token at `position` to some rows; returns which of them have ended, now or before.
-
-        A row that ended before may be among them: what is written behind its end is never read.
-        """
-        self.tokens[rows, position] = draw.tokens
-        self.logps[rows, position] = draw.logps
-        self.kept_mass[rows, position] = draw.kept_mass
-        is_open = self.lengths[rows] > position
+    def write(self, draw: Draw, rows: Int[Tensor, "r"]) -> Bool[Tensor, "r"]:
+        """Add a token to some rows, none of which has ended; returns which of them end with it."""
+        place = (rows, self.drawn[rows])
+        self.tokens[place] = draw.tokens
+        self.logps[place] = draw.logps.to(self.logps.dtype)
+        self.kept_mass[place] = draw.kept_mass.to(self.logps.dtype)
+        self.drawn[rows] += 1
         is_end = torch.isin(draw.tokens, self.end_ids)
-        self._end(rows[is_open & is_end], position, STOP)
-        if self.stops is not None and position + 1 >= self.min_new_tokens:
-            self._end_at_strings(self.stops, rows[is_open & ~is_end], position)
-        return self.lengths[rows] <= position + 1
+        self.reasons[rows[is_end]] = STOP
+        if self.stops is not None:
+            completed = ~is_end & self._completes_string(self.stops, rows)
+            self.reasons[rows[completed]] = STOP_STRING
+            is_end = is_end | completed
+        return is_end | (self.drawn[rows] == self.params.max_new_tokens)
 
     def completions(self, prompts: Sequence[Prompt], *, version: int) -> list[Completion]:
-        """The answers on the CPU, each cut at its end; `prompts` (R) are those that they answer."""
+        """The answers on the CPU; `prompts` (R) are those that they answer."""
         tokens, logps, kept_mass = self.tokens.cpu(), self.logps.cpu(), self.kept_mass.cpu()
-        ends = zip(prompts, self.lengths.tolist(), self.reasons.tolist(), strict=True)
+        ends = zip(prompts, self.drawn.tolist(), self.reasons.tolist(), strict=True)
         return [
             Completion(
                 prompt_ids=prompt.ids,
@@ -81,12 +84,11 @@ class Answers:
             for row, (prompt, length, reason) in enumerate(ends)
         ]
 
-    def _end(self, rows: Tensor, position: int, reason: int) -> None:
-        self.lengths[rows] = position + 1
-        self.reasons[rows] = reason
-
-    def _end_at_strings(self, stops: StopStrings, rows: Tensor, position: int) -> None:
-        first = max(0, position + 1 - stops.window)
-        tails = self.tokens[rows, first : position + 1].tolist()
-        completed = [stops.completed_by_last(tail) for tail in tails]
-        self._end(rows[torch.tensor(completed, dtype=torch.bool, device=rows.device)], position, STOP_STRING)
+    def _completes_string(self, stops: StopStrings, rows: Tensor) -> Tensor:
+        """Whether the last token of each row completes a stop string, and may."""
+        completed = [
+            drawn >= self.params.min_new_tokens
+            and stops.completed_by_last(self.tokens[row, max(0, drawn - stops.window) : drawn].tolist())
+            for row, drawn in zip(rows.tolist(), self.drawn[rows].tolist(), strict=True)
+        ]
+        return torch.tensor(completed, dtype=torch.bool, device=rows.device)

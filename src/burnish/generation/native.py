@@ -1,32 +1,34 @@
 """The engine in this process: a short loop over the model's own forward.
 
-Each prompt is run once, its keys and values are repeated for all its answers, and then every row grows by one token a
-step. Rows that have ended leave the batch. The model's own generation defaults are never read.
+Each prompt is run once. Its answers grow by one token a step, in buffers that are written in place; rows that have
+ended leave, and rows that wait take their places. The model's own generation defaults are never read.
 """
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
-from transformers import DynamicCache
 
 from burnish.generation.answers import Answers
 from burnish.generation.base import Prompt, SamplingParams
-from burnish.generation.decode import LiveRows, check_cache, left_padded, next_logits, tokens_in
-from burnish.generation.sampling import draw_tokens, streams, uniforms
+from burnish.generation.batch import Batch
+from burnish.generation.cache import CACHES, Room
+from burnish.generation.decode import check_cache
+from burnish.generation.sampling import streams
 from burnish.generation.stopping import StopStrings
-from burnish.models.introspect import evaluation_mode
+from burnish.models.introspect import UnsupportedModelError, evaluation_mode
 from burnish.types import Completion
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-MIN_ENDED_SHARE = 1 / 8  # to let rows go costs one more copy of the cache, which every step makes anyway
+AUTO = "auto"
+CHOICES = (AUTO, *CACHES)
+ORDER = ("rows", "dynamic")  # what `auto` tries, the fastest first
 
 
 class Row(NamedTuple):
@@ -44,12 +46,18 @@ class NativeGenerator:
             under the caller's autocast, and is left in the mode in which it was.
         pad_token_id: fills short prompts on the left; nothing attends to it.
         tokenizer: for stop strings.
-        max_rows: answers that are decoded at the same time; a round is cut into batches.
-        max_batch_tokens: bounds the memory of keys and values: rows of a batch, times prompt and answer of its
-            longest row, is at most this. None: no bound. A single row is always decoded.
+        max_rows: answers that are decoded at the same time; the others of a round wait for a place.
+        max_batch_tokens: bounds the memory of keys and values: rows that are decoded at the same time, times prompt
+            and answer of the longest, is at most this; buffers that rows join have up to 64 columns more. None: no
+            bound. A single row is always decoded.
+        cache: where keys and values live: a name of `CACHES`, or auto for the fastest that is exact for the model.
+
+    Attributes:
+        description: how it decodes, in a sentence; known after the first answer.
+        fell_back: a faster cache is not exact for this model; the description says why.
 
     Raises:
-        ValueError: a bound below 1.
+        ValueError: a bound below 1, or an unknown cache.
     """
 
     def __init__(
@@ -60,13 +68,17 @@ class NativeGenerator:
         tokenizer: PreTrainedTokenizerBase | None = None,
         max_rows: int = 64,
         max_batch_tokens: int | None = None,
+        cache: str = AUTO,
     ) -> None:
         for name, value in (("max_rows", max_rows), ("max_batch_tokens", max_batch_tokens)):
             if value is not None and value < 1:
                 raise ValueError(f"NativeGenerator: {name}={value}; allowed: 1 or more.")
+        if cache not in CHOICES:
+            raise ValueError(f"NativeGenerator: cache={cache!r}; allowed: {', '.join(CHOICES)}.")
         self.pad_token_id, self.tokenizer = pad_token_id, tokenizer
-        self.max_rows, self.max_batch_tokens = max_rows, max_batch_tokens
-        self._checked: type | None = None
+        self.max_rows, self.max_batch_tokens, self.cache = max_rows, max_batch_tokens, cache
+        self.description, self.fell_back = "no cache: no answer has been drawn yet", False
+        self._kind, self._checked = "", cast("type | None", None)
         self.update_policy(model, version=0)
 
     def update_policy(self, model: nn.Module, *, version: int) -> None:
@@ -89,58 +101,53 @@ class NativeGenerator:
         found: dict[Row, Completion] = {}
         with evaluation_mode(self.model):
             if prompts and self._checked is not type(self.model):
-                check_cache(self.model)
-                self._checked = type(self.model)
-            for rows in self._batches(prompts, params, num_samples):
+                self._choose_cache()
+            for rows, room in self._batches(prompts, params, num_samples):
                 keys = [prompts[row.prompt].key for row in rows]
                 noise = streams(seed, round_index, keys, [row.sample for row in rows])
-                answers = self._answer([prompts[row.prompt] for row in rows], noise, params)
+                answers = self._answer([prompts[row.prompt] for row in rows], noise.to(self.model.device), params, room)
                 found.update(zip(rows, answers, strict=True))
         return [found[Row(prompt, sample)] for prompt in range(len(prompts)) for sample in range(num_samples)]
 
-    def _answer(self, prompts: list[Prompt], noise: Tensor, params: SamplingParams) -> list[Completion]:
-        """An answer to each of `prompts` (R), where a prompt stands once for each of its answers.
-
-        Args:
-            prompts: of the rows.
-            noise: (R,) the states of their random numbers.
-            params: the distribution, and where answers end.
-        """
-        live, logits = self._prefill(prompts, params)
-        noise = noise.to(logits.device)
+    def _answer(self, prompts: list[Prompt], noise: Tensor, params: SamplingParams, room: Room) -> list[Completion]:
+        """An answer to each of `prompts` (N), where a prompt stands once for each of its answers, with `noise` (N,)."""
         stops = None
         if params.stop_strings and self.tokenizer is not None:
             stops = StopStrings(self.tokenizer, params.stop_strings)
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        answers = Answers(len(prompts), params, stops=stops, dtype=dtype, device=logits.device)
-        for position in range(params.max_new_tokens):
-            draw = draw_tokens(
-                logits, uniforms(noise[live.number], position), params, position=position, seen=live.seen
-            )
-            tokens, has_ended = draw.tokens, answers.write(draw, live.number, position)
-            num_ended = int(has_ended.sum())
-            if num_ended == len(tokens):
-                break
-            if num_ended >= MIN_ENDED_SHARE * len(tokens):
-                staying = (~has_ended).nonzero().squeeze(1)
-                live, tokens = live.select(staying), tokens[staying]
-            live = live.append(tokens)
-            logits = next_logits(self.model, tokens[:, None], live.mask, live.cache)
+        dtype = torch.promote_types(self.model.dtype, torch.float32)
+        answers = Answers(len(prompts), params, stops=stops, dtype=dtype, device=noise.device)
+        Batch(
+            self.model,
+            prompts,
+            noise,
+            params,
+            cache=CACHES[self._kind](self.model.config, room),
+            answers=answers,
+            num_rows=room.num_rows,
+            pad_token_id=self.pad_token_id,
+        ).run()
         return answers.completions(prompts, version=self.version)
 
-    def _prefill(self, prompts: list[Prompt], params: SamplingParams) -> tuple[LiveRows, Tensor]:
-        """Run each prompt once; returns a row for each answer, and the logits (R, V) of their first tokens."""
-        numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
-        device = self.model.device
-        ids, mask = (tensor.to(device) for tensor in left_padded([prompt.ids for prompt in numbers], self.pad_token_id))
-        cache = DynamicCache(config=self.model.config)
-        logits = next_logits(self.model, ids, mask, cache)  # (P, V)
-        seen = tokens_in(ids, mask, logits.shape[1]) if params.repetition_penalty != 1.0 else None
-        prompt_of = torch.tensor([numbers[prompt] for prompt in prompts], device=device)  # (R,)
-        live = LiveRows(number=torch.arange(len(ids), device=device), mask=mask, seen=seen, cache=cache).select(
-            prompt_of
-        )
-        return replace(live, number=torch.arange(len(prompts), device=device)), logits[prompt_of]
+    def _choose_cache(self) -> None:
+        """Find the fastest cache with which this model decodes exactly, and say why it is none that is faster.
+
+        Raises:
+            UnsupportedModelError: there is none, or the one that was asked for is not exact.
+        """
+        kinds = ORDER if self.cache == AUTO else (self.cache,)
+        reasons: list[str] = []
+        for kind in kinds:
+            try:
+                check_cache(self.model, kind)
+            except UnsupportedModelError as error:
+                if kind == kinds[-1]:
+                    raise
+                reasons.append(f"not {kind}: {error}")
+            else:
+                self._kind, self._checked = kind, type(self.model)
+                self.description = "; ".join([f"cache {kind}: {CACHES[kind].sentence}", *reasons])
+                self.fell_back = bool(reasons)
+                return
 
     def _check(self, prompts: Sequence[Prompt], params: SamplingParams, num_samples: int) -> None:
         """Refuse what this engine cannot do, before anything runs."""
@@ -154,16 +161,42 @@ class NativeGenerator:
         if params.stop_strings and self.tokenizer is None:
             raise ValueError("stop_strings are looked for in the text of answers: pass tokenizer= to NativeGenerator.")
 
-    def _batches(self, prompts: Sequence[Prompt], params: SamplingParams, num_samples: int) -> Iterator[list[Row]]:
-        """All rows, short prompts first, so that little is padding and the last row of a batch is its longest."""
-        batch: list[Row] = []
-        for number in sorted(range(len(prompts)), key=lambda number: len(prompts[number].ids)):
-            longest = len(prompts[number].ids) + params.max_new_tokens
-            for sample in range(num_samples):
-                num_tokens = (len(batch) + 1) * longest
-                if batch and (len(batch) == self.max_rows or num_tokens > (self.max_batch_tokens or math.inf)):
-                    yield batch
-                    batch = []
-                batch.append(Row(number, sample))
-        if batch:
-            yield batch
+    def _batches(
+        self, prompts: Sequence[Prompt], params: SamplingParams, num_samples: int
+    ) -> Iterator[tuple[list[Row], Room]]:
+        """All rows, short prompts first, and what their cache has to hold."""
+        order = sorted(range(len(prompts)), key=lambda number: len(prompts[number].ids))
+        rows = [Row(number, sample) for number in order for sample in range(num_samples)]
+        lengths = [len(prompts[row.prompt].ids) for row in rows]
+        most_tokens = self.max_batch_tokens or sys.maxsize
+        fitting = [max(1, min(self.max_rows, most_tokens // (length + params.max_new_tokens))) for length in lengths]
+        start = 0
+        while start < len(rows):
+            stop = _end_of_batch(fitting, start, takes_more=CACHES[self._kind].takes_more)
+            num_rows = min(fitting[stop - 1], stop - start)
+            yield (
+                rows[start:stop],
+                Room(
+                    num_rows=num_rows,
+                    longest_prompt=lengths[stop - 1],
+                    max_new_tokens=params.max_new_tokens,
+                    refills=stop - start > num_rows,
+                ),
+            )
+            start = stop
+
+
+def _end_of_batch(fitting: Sequence[int], start: int, *, takes_more: bool) -> int:
+    """Where the batch ends that begins at row `start`.
+
+    Args:
+        fitting: of each row, how many like it fit together; falling.
+        start: of the batch.
+        takes_more: rows may wait; then it goes on until only half as many fit as at its beginning.
+    """
+    if takes_more:
+        return next((row for row in range(start, len(fitting)) if 2 * fitting[row] <= fitting[start]), len(fitting))
+    stop = start + 1
+    while stop < len(fitting) and stop - start < fitting[stop]:
+        stop += 1
+    return stop

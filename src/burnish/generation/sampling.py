@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch.nn import functional
 
 from burnish.generation.base import SamplingParams
 
@@ -49,10 +48,40 @@ def streams(seed: int, round_index: int, keys: Sequence[int], samples: Sequence[
     return state
 
 
-def uniforms(streams: Int[Tensor, "R"], position: int) -> Float[Tensor, "R"]:
+def uniforms(streams: Int[Tensor, "R"], position: int | Int[Tensor, "R"]) -> Float[Tensor, "R"]:
     """A number in (0, 1) for the token at `position` of each row: element `position` of its splitmix64 sequence."""
-    bits = _shift(_mix(streams + _signed(GAMMA * (position + 1))), 12)  # 52 of them: exact in float64
+    steps = (position + 1) * GAMMA
+    state = streams + (_signed(steps) if isinstance(steps, int) else steps)
+    bits = _shift(_mix(state), 12)  # 52 of them: exact in float64
     return (bits.to(_exact_dtype(streams)) + 0.5) * 2.0**-52
+
+
+class Sampler:
+    """Draws from one distribution, in memory that it keeps from one step to the next.
+
+    Args:
+        params: temperature, filters and end tokens.
+    """
+
+    def __init__(self, params: SamplingParams) -> None:
+        self.params = params
+        self._memory = torch.empty(0)
+
+    def draw(
+        self,
+        logits: Float[Tensor, "R V"],
+        streams: Int[Tensor, "R"],
+        positions: Int[Tensor, "R"],
+        seen: Bool[Tensor, "R V"] | None = None,
+    ) -> Draw:
+        """The token at `positions` of each row, each from the random numbers of its stream; see `draw_tokens`."""
+        memory = self._memory
+        if memory.numel() < logits.numel() or (memory.dtype, memory.device) != (_dtype(logits), logits.device):
+            self._memory = torch.empty(logits.numel(), dtype=_dtype(logits), device=logits.device)
+        buffer = self._memory[: logits.numel()].view(logits.shape)
+        return draw_tokens(
+            logits, uniforms(streams, positions), self.params, position=positions, seen=seen, buffer=buffer
+        )
 
 
 def draw_tokens(
@@ -60,8 +89,9 @@ def draw_tokens(
     uniforms: Float[Tensor, "R"],
     params: SamplingParams,
     *,
-    position: int = 0,
+    position: int | Int[Tensor, "R"] = 0,
     seen: Bool[Tensor, "R V"] | None = None,
+    buffer: Float[Tensor, "R V"] | None = None,
 ) -> Draw:
     """Draw one token a row.
 
@@ -69,13 +99,17 @@ def draw_tokens(
         logits: the model's own.
         uniforms: a number in (0, 1) for each row.
         params: temperature, filters and end tokens.
-        position: tokens that the answers have already.
+        position: tokens that the answers have already, of all rows or of each.
         seen: tokens of prompt and answer so far, for the repetition penalty; not read without one.
+        buffer: memory to work in, overwritten; made anew if None.
 
     Raises:
         FloatingPointError: logits of which nothing can be drawn (NaN, or infinite).
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    is_plain = not (params.is_greedy or params.repetition_penalty != 1.0 or _filters(params, position))
+    if is_plain:
+        return _draw_unfiltered(logits, uniforms, params.temperature, buffer)
+    logits = logits.to(_dtype(logits))
     if params.repetition_penalty != 1.0 and seen is not None:
         penalised = torch.where(logits < 0, logits * params.repetition_penalty, logits / params.repetition_penalty)
         logits = torch.where(seen, penalised, logits)
@@ -92,17 +126,44 @@ def draw_tokens(
     return Draw(tokens, kept_logps, (logps - kept_logps).exp().clamp(max=1.0))
 
 
-def inverse_cdf(probs: Float[Tensor, "R V"], uniforms: Float[Tensor, "R"]) -> Int[Tensor, "R"]:
-    """The index at which the cumulative sum of each row passes `uniforms` of its total; never one of probability 0.
+def _draw_unfiltered(logits: Tensor, uniforms: Tensor, temperature: float, buffer: Tensor | None) -> Draw:
+    """A draw from softmax(logits / temperature): one exponential an entry, in one buffer, and nothing normalised."""
+    highest = logits.amax(1, keepdim=True).to(_dtype(logits))  # (R, 1)
+    masses = logits - highest if buffer is None else torch.sub(logits, highest, out=buffer)
+    if temperature != 1.0:
+        masses.div_(temperature)
+    masses.exp_()
+    sums = _block_sums(masses)
+    total = sums.sum(1)  # (R,) from 1 to V
+    _check_finite(total)
+    tokens = _inverse_cdf(masses, sums, uniforms)
+    logps = _at(masses, tokens).log() - total.log().to(masses.dtype)
+    return Draw(tokens, logps, torch.ones_like(logps))
+
+
+def inverse_cdf(masses: Float[Tensor, "R V"], uniforms: Float[Tensor, "R"]) -> Int[Tensor, "R"]:
+    """The index at which the cumulative sum of each row passes `uniforms` of its total; never one of mass 0.
 
     The sum goes over blocks first and then inside one block, in float64 where the device has it.
     """
-    dtype = _exact_dtype(probs)
-    blocks = functional.pad(probs, (0, -probs.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))  # (R, V/256, 256)
-    sums = blocks.sum(2, dtype=dtype)
-    block, rest = _passed(sums, uniforms.to(dtype) * sums.sum(1))
-    inside, _ = _passed(blocks[torch.arange(len(probs), device=probs.device), block].to(dtype), rest)
-    return block * BLOCK + inside
+    return _inverse_cdf(masses, _block_sums(masses), uniforms)
+
+
+def _inverse_cdf(masses: Tensor, sums: Tensor, uniforms: Tensor) -> Tensor:
+    block, rest = _passed(sums, uniforms.to(sums.dtype) * sums.sum(1))
+    columns = block[:, None] * BLOCK + torch.arange(BLOCK, device=block.device)  # (R, 256)
+    is_real = columns < masses.shape[1]
+    inside = masses.gather(1, columns.clamp(max=masses.shape[1] - 1)).to(sums.dtype) * is_real
+    return block * BLOCK + _passed(inside, rest)[0]
+
+
+def _block_sums(masses: Tensor) -> Tensor:
+    """(R, V/256) the mass of each block of the vocabulary; the last one may be short."""
+    whole = masses.shape[1] // BLOCK * BLOCK
+    sums = masses[:, :whole].unflatten(1, (-1, BLOCK)).sum(2)
+    if whole < masses.shape[1]:
+        sums = torch.cat([sums, masses[:, whole:].sum(1, keepdim=True)], dim=1)
+    return sums.to(_exact_dtype(masses))
 
 
 def _passed(masses: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,11 +175,21 @@ def _passed(masses: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return index.squeeze(1), (targets - edges.gather(1, index) + masses.gather(1, index)).squeeze(1)
 
 
-def _filter(logits: Tensor, params: SamplingParams, position: int) -> Tensor:
+def _filters(params: SamplingParams, position: int | Tensor) -> bool:
+    """Some token may not be drawn."""
+    if params.top_k or params.min_p or params.top_p < 1:
+        return True
+    may_ban = bool(params.end_token_ids and params.min_new_tokens)
+    return may_ban and bool((torch.as_tensor(position) < params.min_new_tokens).any())
+
+
+def _filter(logits: Tensor, params: SamplingParams, position: int | Tensor) -> Tensor:
     """-inf for every token that may not be drawn; the logits themselves if all may."""
-    if params.end_token_ids and position < params.min_new_tokens:
-        banned = torch.tensor(params.end_token_ids, device=logits.device)
-        logits = logits.index_fill(1, banned, -math.inf)
+    if params.end_token_ids and params.min_new_tokens:
+        ends = torch.tensor(params.end_token_ids, device=logits.device)
+        is_early = (torch.as_tensor(position, device=logits.device) < params.min_new_tokens).expand(len(logits))
+        banned = logits.index_fill(1, ends, -math.inf)
+        logits = torch.where(is_early[:, None], banned, logits) if bool(is_early.any()) else logits
     if params.is_greedy:
         return logits
     if params.top_k and params.top_k < logits.shape[1]:
@@ -148,17 +219,26 @@ def _lowest_of_top_p(logits: Tensor, top_p: float) -> Tensor:
 
 def _logsumexp(logits: Tensor) -> Tensor:
     total = logits.logsumexp(1)
-    if not bool(total.isfinite().all()):
-        rows = (~total.isfinite()).sum().item()
+    _check_finite(total)
+    return total
+
+
+def _check_finite(totals: Tensor) -> None:
+    if not bool(totals.isfinite().all()):
+        rows = (~totals.isfinite()).sum().item()
         raise FloatingPointError(
-            f"the model's logits are NaN or infinite in {rows} of {len(logits)} rows, so no token can be drawn. "
+            f"the model's logits are NaN or infinite in {rows} of {len(totals)} rows, so no token can be drawn. "
             "Fix: look for a weight that is not finite (a learning rate that is too high, an overflow in float16)."
         )
-    return total
 
 
 def _at(values: Tensor, tokens: Tensor) -> Tensor:
     return values.gather(1, tokens[:, None]).squeeze(1)
+
+
+def _dtype(logits: Tensor) -> torch.dtype:
+    """Half precision is sampled in float32."""
+    return torch.promote_types(logits.dtype, torch.float32)
 
 
 def _exact_dtype(tensor: Tensor) -> torch.dtype:

@@ -93,7 +93,11 @@ class OnlineTrainer(PromptEvaluationMixin, PolicyTrainer, ABC):
         self.pad_token_id = self._pad_token_id()
         self.sampling = options.sampling_params(end_token_ids=self.end_token_ids)
         self.generator: Generator = generator or NativeGenerator(
-            self.model, pad_token_id=self.pad_token_id, tokenizer=self.tokenizer, max_rows=options.generation_max_rows
+            self.model,
+            pad_token_id=self.pad_token_id,
+            tokenizer=self.tokenizer,
+            max_rows=options.generation_max_rows,
+            cache=options.generation_cache,
         )
         window = options.curriculum_window
         self.prompt_stream = PromptStream(

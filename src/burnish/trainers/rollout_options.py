@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from burnish.generation.base import SamplingParams
+from burnish.generation.native import CHOICES
 from burnish.rollout.plan import RoundPlan, plan_round
 from burnish.trainers.config import PolicyConfig, arg
 from burnish.trainers.unread import refuse_unread
@@ -41,6 +42,9 @@ class RolloutOptions(PolicyConfig):
         False, "Leave answers that were cut out of the loss; they stay in the baseline of their group."
     )
     generation_max_rows: int = arg(64, "Answers that are decoded together on a device.")
+    generation_cache: str = arg(
+        "auto", "Where keys and values of answers live: rows, dynamic, or auto for the fastest that is exact."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,6 +56,8 @@ class RolloutOptions(PolicyConfig):
                 "nothing. eval_temperature may be 0."
             )
         refuse_unread(self)
+        if self.generation_cache not in CHOICES:
+            raise ValueError(f"generation_cache={self.generation_cache!r}; allowed: {', '.join(CHOICES)}")
         self.sampling_params(end_token_ids=())
         self.round_plan()
 

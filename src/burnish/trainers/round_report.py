@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from burnish.generation.native import NativeGenerator
 from burnish.rollout.alarms import alarms
 from burnish.rollout.collect import Round, make_answers
 from burnish.rollout.statistics import round_statistics
@@ -42,6 +43,7 @@ class RoundReport:
         numbers = round_numbers(found, solved_reward=trainer.args.solved_reward)
         numbers["curriculum/left_out"] = float(trainer.prompt_stream.num_left_out)
         trainer.metric_buffer.add({name: trainer.of_round(value) for name, value in numbers.items()})
+        self._tell_engine(trainer)
         for code, message in alarms(numbers).items():
             trainer.tell("alarm", f"step {step}: {message}", show=code not in self._told, code=code, step=step)
             self._told.add(code)
@@ -57,6 +59,13 @@ class RoundReport:
         shown = self.latest[: trainer.args.num_completions_to_print or NUM_SHOWN]
         title, self._title = f"{len(shown)} of {len(self.latest)} {self._title}", ""
         (self.console or Console()).print(round_table(shown, title))
+
+    def _tell_engine(self, trainer: OnlineTrainer) -> None:
+        """How the answers are decoded, once for each way; shown if it is not the fastest."""
+        engine = trainer.generator
+        if isinstance(engine, NativeGenerator) and engine.description not in self._told:
+            trainer.tell("engine", f"answers are decoded with {engine.description}", show=engine.fell_back)
+            self._told.add(engine.description)
 
 
 def round_numbers(found: Round, *, solved_reward: float) -> dict[str, float]:
