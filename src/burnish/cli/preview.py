@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -158,11 +158,13 @@ def _look_at_prompts(
         return [], [], error.bad_rows
     notes = [line for line in report.lines()[1:] if not line.startswith("  dropped ")]
     whole, _ = prepare_prompts(selected, tokenizer, **options)
-    prompts, given = (
-        {numbers[row["row_id"]]: row["prompt_input_ids"] for row in rows.select_columns(["row_id", "prompt_input_ids"])}
-        for rows in (prepared, whole)
-    )
+    prompts, given = ({numbers[row]: ids for row, ids in _prompt_ids(rows)} for rows in (prepared, whole))
     return view_prompts(prompts, tokenizer, whole=given), notes, report.bad_rows
+
+
+def _prompt_ids(prepared: Any) -> Iterator[tuple[int, list[int]]]:
+    """Number and token ids of each prepared row."""
+    return zip(prepared["row_id"], prepared["prompt_input_ids"], strict=True)
 
 
 def _path(runfile: RunFile, name: str) -> str:
