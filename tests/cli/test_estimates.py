@@ -32,6 +32,34 @@ def test_memory_is_that_of_a_full_micro_batch_of_the_longest_rows():
     assert unknown.row_tokens == 1024
 
 
+def rollout_values(**options):
+    return option_values({"method": "grpo", "training": options})
+
+
+def test_memory_of_a_method_that_draws_its_own_answers():
+    """A row is prompt and answer. Of 1 layer of one key: 2 numbers a token of 64 answers that are drawn together."""
+    rows = RowCheck({"text": 10}, (), 5, 7, 1, False, ())
+    options = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 16}
+    estimate = estimate_memory({}, rollout_values(**options), SIZE, rows)
+    assert (estimate.num_rows, estimate.row_tokens) == (8, 12)
+    assert estimate.parts["activations"] == 8 * 12 * 36 * 4
+    assert "reference" not in estimate.parts
+    assert "cache beyond them" not in estimate.parts
+    small = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 64, "beta": 0.1}
+    estimate = estimate_memory({}, rollout_values(**small), SIZE, rows)
+    assert estimate.parts["cache beyond them"] == 64 * 12 * 2 * 4 - 12 * 36 * 4
+    assert estimate.parts["reference"] == 4000
+
+
+def test_steps_of_rounds():
+    """2 prompts a round, 4 rounds of 9 prompts; each a step, or two steps twice over."""
+    options = {"num_generations": 4, "per_device_train_batch_size": 8, "num_train_epochs": 2}
+    assert num_steps(rollout_values(**options), 9) == 8
+    again = {**options, "steps_per_generation": 2, "num_iterations": 2}
+    assert num_steps(rollout_values(**again), 9) == 2 * 2 * 4
+    assert num_steps(rollout_values(**options), None) is None
+
+
 @pytest.mark.parametrize(
     ("document", "options", "expected"),
     [

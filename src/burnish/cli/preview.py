@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,14 @@ from burnish.cli.methods import METHODS, load
 from burnish.cli.run import load_data, rows_by_source, with_functions
 from burnish.cli.runfile import RunFile
 from burnish.data.errors import BadRow, BadRowsError
+from burnish.data.prompts import prepare_prompts
 from burnish.data.report import NUM_LISTED_BAD_ROWS
 from burnish.data.sampler import RowDataset
 from burnish.models.load import load_end_token_ids, load_tokenizer
 from burnish.models.vision import tokenizer_of
-from burnish.report.preview_console import preview_table
+from burnish.report.preview_console import preview_table, prompts_table
 from burnish.report.preview_html import preview_page
-from burnish.report.tokens import PromptView, view_batch
+from burnish.report.tokens import PromptView, view_batch, view_prompts
 from burnish.runtime.rundir import atomic_write_text
 from burnish.runtime.terminal import visible
 from burnish.trainers.base import init_kwargs_of
@@ -111,11 +113,15 @@ def preview_rows(runfile: RunFile, choose: Choice) -> Preview:
         init_kwargs=init_kwargs_of(args),
     )
     options = {"processing_class": processing_class, "args": args, "end_token_ids": end_token_ids, "name": "these rows"}
-    collate = make_collator(processing_class, args, end_token_ids=end_token_ids)
+    if METHODS[runfile.method].draws_answers:
+        look = partial(_look_at_prompts, tokenizer=tokenizer, args=args)
+    else:
+        collate = make_collator(processing_class, args, end_token_ids=end_token_ids)
+        look = partial(_look, tokenizer=tokenizer, collate=collate, options=options)
     counts = [f"{len(chosen[name])} of {len(rows)} rows of {_path(runfile, name)}" for name, rows in sources.items()]
     whole = Preview(f"{runfile.method} on {runfile.model}: {' and '.join(counts)}", (), (), (), end_token_ids)
     for name, rows in sources.items():
-        views, notes, bad_rows = _look(_selected(rows, chosen[name]), tokenizer, collate, options)
+        views, notes, bad_rows = look(_selected(rows, chosen[name]))
         whole = replace(
             whole,
             views=(*whole.views, *views),
@@ -126,7 +132,7 @@ def preview_rows(runfile: RunFile, choose: Choice) -> Preview:
 
 
 def _look(
-    selected: Dataset, tokenizer: PreTrainedTokenizerBase, collate: Any, options: dict[str, Any]
+    selected: Dataset, *, tokenizer: PreTrainedTokenizerBase, collate: Any, options: dict[str, Any]
 ) -> tuple[Sequence[PromptView], list[str], Sequence[BadRow]]:
     """Some rows of one source: as they are trained, what was done to them, and those that cannot be trained on."""
     try:
@@ -139,6 +145,28 @@ def _look(
     return views, notes, report.bad_rows
 
 
+def _look_at_prompts(
+    selected: Dataset, *, tokenizer: PreTrainedTokenizerBase, args: Any
+) -> tuple[Sequence[PromptView], list[str], Sequence[BadRow]]:
+    """The same of prompts that the policy answers itself."""
+    numbers: list[int] = selected[ROW_ID]
+    options = {"template_kwargs": args.chat_template_kwargs, "on_bad_row": "drop", "name": "these rows"}
+    try:
+        limit = args.max_prompt_length
+        prepared, report = prepare_prompts(selected, tokenizer, max_prompt_length=limit, **options)
+    except BadRowsError as error:
+        return [], [], error.bad_rows
+    notes = [line for line in report.lines()[1:] if not line.startswith("  dropped ")]
+    whole, _ = prepare_prompts(selected, tokenizer, **options)
+    prompts, given = ({numbers[row]: ids for row, ids in _prompt_ids(rows)} for rows in (prepared, whole))
+    return view_prompts(prompts, tokenizer, whole=given), notes, report.bad_rows
+
+
+def _prompt_ids(prepared: Any) -> Iterator[tuple[int, list[int]]]:
+    """Number and token ids of each prepared row."""
+    return zip(prepared["row_id"], prepared["prompt_input_ids"], strict=True)
+
+
 def _path(runfile: RunFile, name: str) -> str:
     return runfile.train if isinstance(runfile.train, str) else runfile.train[name]
 
@@ -149,7 +177,8 @@ def show(seen: Preview, *, html: Path | None = None, is_full: bool = False, cons
     console.print(Text(visible(seen.title), style="bold"), soft_wrap=True)
     for line in seen.lines:
         console.print(Text(visible(line)), soft_wrap=True)
-    console.print(preview_table(seen.views, is_full=is_full))
+    table = preview_table if any(view.completions for view in seen.views) else prompts_table
+    console.print(table(seen.views, is_full=is_full))
     if html is not None:
         console.print(Text(visible(f"\nwritten: {html}")), soft_wrap=True)
 

@@ -39,6 +39,25 @@ def preview_table(views: Sequence[PromptView], *, is_full: bool = False) -> Rend
     return Group(*parts)
 
 
+def prompts_table(views: Sequence[PromptView], *, is_full: bool = False) -> RenderableType:
+    """Prompts without completions, a row each: what they say and their token ids; arguments as in `preview_table`."""
+    table = Table(expand=True, show_lines=True)
+    for name in ("row", "tokens"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("prompt", ratio=3, overflow="fold")
+    table.add_column("token ids", ratio=2, overflow="fold", style="dim")
+    for view in views:
+        num_cut = len(view.prompt.ids(CUT))
+        tokens = Text(str(len(view.prompt.ids(PROMPT)))).append(f"\n{num_cut} cut" if num_cut else "", STYLES[CUT])
+        parts = [_text(segment, is_full=is_full) for segment in view.prompt.segments]
+        ids = [*map(str, view.prompt.ids(PROMPT))]
+        left_out = len(ids) - NUM_FIRST - NUM_LAST
+        if left_out > 0 and not is_full:
+            ids = [*ids[:NUM_FIRST], f"… {left_out} ids, shown by --full …", *ids[-NUM_LAST:]]
+        table.add_row(str(view.row_id), tokens, Text.assemble(*parts), " ".join(ids))
+    return Group(Text("What is cut off is struck out.  ‹special token›  ↵ line break  ␣ space", style="dim"), table)
+
+
 def counts_line(passage: Passage) -> str:
     """The tokens of each kind.
 

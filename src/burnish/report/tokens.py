@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +117,20 @@ def view_batch(
     return [_view(reader, batch, whole or batch, prompt, rows) for prompt, rows in rows_of.items()]
 
 
+def view_prompts(
+    prompts: Mapping[int, Sequence[int]], tokenizer: PreTrainedTokenizerBase, *, whole: Mapping[int, Sequence[int]]
+) -> list[PromptView]:
+    """Prompts that are answered by the policy itself.
+
+    Args:
+        prompts: number of the row -> token ids, as the policy gets them.
+        tokenizer: says what the ids are.
+        whole: the same, not cut to any length.
+    """
+    reader = _Reader(tokenizer)
+    return [PromptView(row, _prompt(reader, list(ids), list(whole[row])), ()) for row, ids in prompts.items()]
+
+
 def escaped(text: str, *, line_break: str = "↵\n", tab: str = "⇥") -> str:
     r"""Text in which everything is to be seen: control and format characters and odd spaces as Python writes them.
 
@@ -165,18 +179,21 @@ class _Reader:
 
 def _view(reader: _Reader, batch: TokenBatch, whole: TokenBatch, prompt: int, rows: Sequence[int]) -> PromptView:
     kept, given = (_ids(b.prompt_ids[prompt], b.prompt_mask[prompt]) for b in (batch, whole))
-    num_cut = len(given) - len(kept)
-    assert given[num_cut:] == kept
-    head = [CUT] * num_cut + [PROMPT] * len(kept)
     names = _names(batch, rows)
     return PromptView(
         row_id=int(batch.row_id[rows[0]]),
-        prompt=Passage("prompt", _segments(reader, given, head)),
+        prompt=_prompt(reader, kept, given),
         completions=tuple(
             Passage(name, _completion(reader, batch, whole, row, given)) for name, row in zip(names, rows, strict=True)
         ),
         has_images=bool(batch.extra and batch.extra[prompt]),
     )
+
+
+def _prompt(reader: _Reader, kept: list[int], given: list[int]) -> Passage:
+    num_cut = len(given) - len(kept)
+    assert given[num_cut:] == kept
+    return Passage("prompt", _segments(reader, given, [CUT] * num_cut + [PROMPT] * len(kept)))
 
 
 def _completion(
