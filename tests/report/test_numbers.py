@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from burnish.metrics import Estimate
-from burnish.report.numbers import compare, duration
+from burnish.report.numbers import compare, duration, held_out_sizes, reliability_bins
 
 
 def test_compare_picks_the_three_measures_of_every_data_set():
@@ -25,3 +25,27 @@ def test_compare_picks_the_three_measures_of_every_data_set():
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_accuracy_of_pairs_and_of_groups():
+    """A reward model's has Wilson's interval, since its pairs are right or wrong; a policy's that of its groups."""
+    accuracy = {"eval_accuracy": Estimate(1.0, 80.0, 0.0)}
+    of_pairs = compare({}, {**accuracy, "eval_margin": Estimate(2.0, 80.0, 0.5), "eval_max_reward": Estimate(9, 1, 0)})
+    assert [(row.label, row.after) for row in of_pairs] == [
+        ("eval_accuracy", "1.000 [0.954, 1.000]"),
+        ("eval_margin", "2.000 [1.020, 2.980]"),
+    ]
+    assert held_out_sizes(of_pairs) == "eval 80 pairs"
+    of_groups = compare({}, accuracy)
+    assert [row.after for row in of_groups] == ["1.000 [1.000, 1.000]"]
+    assert held_out_sizes(of_groups) == "eval 80 prompts"
+
+
+def test_reliability_of_each_data_set():
+    shares = {"eval_a_reliability/90-100": 1.0, "eval_a_reliability/50-60": 0.5, "eval_b_reliability/50-60": 0.25}
+    found = reliability_bins({name: Estimate(share, 4.0, 0.0) for name, share in shares.items()})
+    assert {name: [(row.sure, row.bar) for row in rows] for name, rows in found.items()} == {
+        "eval_a": [("50-60", "█" * 10), ("90-100", "█" * 20)],
+        "eval_b": [("50-60", "█" * 5)],
+    }
+    assert reliability_bins({"eval_loss": Estimate(1.0, 1.0, 0.0)}) == {}

@@ -229,3 +229,20 @@ def test_each_of_several_sources_is_named_once():
     text = card(config={"data": data})
     assert "## Data\n\n- `owner/rows`\n- `more.jsonl`\n- `recipe:held`\n" in text
     assert front(text)["datasets"] == ["owner/rows"]
+
+
+@pytest.mark.parametrize(("is_adapter", "options"), [(False, ""), (True, ", num_labels=1, pad_token_id=")])
+def test_a_reward_model_is_loaded_as_a_classifier(is_adapter, options):
+    reward = {"trainer": "RewardTrainer", "name": "reward", "losses": []}
+    manifest = {**MANIFEST, "method": reward, "model": {"class": "LlamaForSequenceClassification"}}
+    scored = evaluation(4, accuracy=(1.0, 80.0, 0.0), margin=(2.0, 80.0, 0.1))
+    text = card([scored], manifest=manifest, chats=True, is_adapter=is_adapter)
+    assert front(text)["pipeline_tag"] == "text-classification"
+    assert f"model = AutoModelForSequenceClassification.from_pretrained(name{options}" in text
+    assert "print(float(model(**inputs).logits))" in text
+    assert "generate" not in text
+    assert "1.000 [0.954, 1.000]" in text  # 80 pairs that are right or wrong, and not 80 means
+
+
+def test_the_accuracy_of_a_policy_has_the_error_of_its_groups():
+    assert "0.900 [0.704, 1.096]" in card([evaluation(4, accuracy=(0.9, 80.0, 0.1))])

@@ -313,3 +313,16 @@ def test_a_trainer_of_ones_own(tmp_path):
     trainer = make_trainer(tmp_path, trainer_class=Margin, max_steps=1)
     trainer.train()
     assert lines_of(trainer)[0]["loss"] > 0
+
+
+def test_what_was_measured_once_is_not_carried_on(tmp_path):
+    """Bins without a pair at the latest evaluation are not those of an earlier one."""
+    trainer = make_trainer(tmp_path, eval_rows=make_rows(6), max_steps=1)
+    trainer.evaluate()
+    before = {name: estimate for name, estimate in trainer.estimates.items() if "reliability/" in name}
+    with torch.no_grad():
+        trainer.model.score.weight.mul_(1e3)
+    trainer.evaluate()
+    after = {name: estimate for name, estimate in trainer.estimates.items() if "reliability/" in name}
+    assert sum(e.weight for e in before.values()) == sum(e.weight for e in after.values()) == 6
+    assert set(after) == {"eval_reliability/90-100"} != set(before)

@@ -71,6 +71,24 @@ METHODS = {
 }
 
 
+# Keys of a run file that only some methods read -> the fact that says so, and why the others do not.
+READ_BY_SOME = {
+    "ref_model": ("takes_reference", "has no reference"),
+    "rewards": ("draws_answers", "draws no answers"),
+    "max_new_tokens": ("writes_answers", "writes no answers"),
+}
+
+
+def unread_keys(name: str) -> dict[str, str]:
+    """The keys of a run file that have no effect with a method, and why.
+
+    >>> unread_keys("grpo"), unread_keys("dpo")
+    ({}, {'rewards': 'draws no answers'})
+    """
+    facts = vars(METHODS[name])
+    return {key: reason for key, (fact, reason) in READ_BY_SOME.items() if not facts[fact]}
+
+
 def load(method: Method) -> tuple[type[PolicyConfig], Any]:
     """Configuration and trainer of a method; imports torch."""
     module = importlib.import_module(method.module)

@@ -9,7 +9,7 @@ from pathlib import Path
 from sys import path as import_path
 from typing import Any
 
-from burnish.cli.methods import METHODS
+from burnish.cli.methods import METHODS, unread_keys
 from burnish.cli.validate import Problem, is_function_name, load_schema
 from burnish.cli.yamlfile import KeyPath
 from burnish.registry import closest
@@ -167,10 +167,10 @@ def _reward_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
     if method.draws_answers and not rewards:
         names = ", ".join(_known_rewards())
         yield Problem(("rewards",), f"is missing: what scores the answers? module:function, or of {names}")
-    if not method.draws_answers and rewards:
-        yield Problem(("rewards",), f"has no effect: {name} draws no answers. Remove it")
-    if not method.takes_reference and document.get("ref_model") is not None:
-        yield Problem(("ref_model",), f"has no effect: {name} has no reference. Remove it")
+    defaults = load_schema()["properties"]
+    for key, reason in unread_keys(str(name)).items():
+        if document.get(key, defaults[key]["default"]) not in (None, [], defaults[key]["default"]):
+            yield Problem((key,), f"has no effect: {name} {reason}. Remove it")
     for index, reward in enumerate(rewards):
         if isinstance(reward, str) and (message := _reward_problem(reward, _reward_settings(document, reward))):
             yield Problem(("rewards", index) if isinstance(document.get("rewards"), list) else ("rewards",), message)

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from burnish.cli.methods import unread_keys
 from burnish.cli.validate import MAX_SHOWN_CHOICES, load_schema
 from burnish.registry import closest
 
@@ -85,7 +86,7 @@ def template(method: str, *, every_option: bool = False) -> str:
     for name, option in schema["properties"].items():
         if name == "data":
             lines += ["", *_comment(option, ""), "data:", *_entries(option["properties"], "  ", examples)]
-        elif name != "training":
+        elif name != "training" and name not in unread_keys(method):
             lines += ["", *_entry(name, option, "", value=method if name == "method" else examples.get(name))]
     lines += ["", *_comment({"description": "Options of the method; these are the defaults."}, ""), "training:"]
     for name in essential:

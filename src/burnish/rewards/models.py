@@ -16,6 +16,7 @@ import torch
 from burnish.models.adapter_files import is_adapter_directory
 from burnish.models.load import load_tokenizer
 from burnish.models.value import load_value_model
+from burnish.models.vision import tokenizer_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -213,8 +214,7 @@ def _load(name: str, init_kwargs: dict[str, Any]) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     if is_adapter_directory(name):
-        tokenizer: Any = load_tokenizer(name)
-        adapted: Any = load_value_model(name, tokenizer=tokenizer, init_kwargs=init_kwargs)
+        adapted: Any = load_value_model(name, tokenizer=tokenizer_of(load_tokenizer(name)), init_kwargs=init_kwargs)
         return adapted.merge_and_unload()
     config = AutoConfig.from_pretrained(name)
     kinds = config.architectures or []
