@@ -88,7 +88,7 @@ class Narration(TrainerCallback):
         estimates = dict(trainer.estimates) if trainer.eval_dataset is not None else {}
         if trainer.is_world_process_zero():
             self._answers[when] = greedy_answers(
-                trainer.model,
+                trainer.policy,
                 trainer.tokenizer,
                 self._prompts,
                 max_new_tokens=self._runfile.max_new_tokens,

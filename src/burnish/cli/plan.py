@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def plan_lines(runfile: RunFile, trainer: DPOTrainer, state: TrainerState) -> list[str]:
     """Model, reference, data, steps, settings of the CPU and run directory of a run that is about to begin."""
-    args, model = trainer.args, trainer.model
+    args, model = trainer.args, trainer.policy
     reports = list(trainer.data_reports.values())
     objective = _rollout_lines if METHODS[runfile.method].draws_answers else _preference_lines
     lines = [
