@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from burnish.trainers.dpo import DPOConfig, DPOTrainer
     from burnish.trainers.grpo import GRPOConfig, GRPOTrainer
     from burnish.trainers.online import OnlineTrainer
+    from burnish.trainers.ppo import PPOConfig, PPOTrainer
     from burnish.trainers.rollout_options import OnlineConfig
     from burnish.types import (
         Answers,
@@ -51,6 +52,8 @@ _HOME = {
     "NativeGenerator": "burnish.generation.native",
     "OnlineConfig": "burnish.trainers.rollout_options",
     "OnlineTrainer": "burnish.trainers.online",
+    "PPOConfig": "burnish.trainers.ppo",
+    "PPOTrainer": "burnish.trainers.ppo",
     "PairLogps": "burnish.types",
     "PolicyConfig": "burnish.trainers.config",
     "PolicyTokens": "burnish.types",
@@ -86,6 +89,8 @@ __all__ = [
     "NativeGenerator",
     "OnlineConfig",
     "OnlineTrainer",
+    "PPOConfig",
+    "PPOTrainer",
     "PairLogps",
     "PolicyConfig",
     "PolicyTokens",

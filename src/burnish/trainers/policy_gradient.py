@@ -65,6 +65,7 @@ class PolicyGradientTrainer(OnlineTrainer, ABC):
     """
 
     args: Any
+    first_policy_step: int = 0  # the policy rests before it
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class PolicyGradientTrainer(OnlineTrainer, ABC):
         )
         self.rescoring = Rescoring.of(options, self.objective.entry, need_old=self.needs_old_logps(options))
         self.entropy_control = entropy_control(options)
-        self.follows = frozenset({FOLLOWED_ENTROPY}) if self.entropy_control else frozenset()
+        self.follows = self.followed(options)
         if ref_model is not None and not kl.coefficient:
             raise ValueError(
                 f"ref_model is given, and {kl.option}=0 compares with no reference: set {kl.option}, or leave it out"
@@ -100,6 +101,10 @@ class PolicyGradientTrainer(OnlineTrainer, ABC):
     @abstractmethod
     def kl_options(self, options: Any) -> KLUse:
         """What the options say about the KL."""
+
+    def followed(self, options: Any) -> frozenset[tuple[str, float | None]]:
+        """Metrics whose running means are read."""
+        return frozenset({FOLLOWED_ENTROPY}) if options.use_adaptive_entropy else frozenset()
 
     def needs_old_logps(self, options: Any) -> bool:
         """Whether a round is scored by the policy that drew it, even if all of it is trained on in one step."""
@@ -154,7 +159,7 @@ class PolicyGradientTrainer(OnlineTrainer, ABC):
     def prepare_step(self, model: nn.Module, parcels: Sequence[TokenBatch]) -> list[TokenBatch]:
         """Move the entropy's coefficient by the entropy of the step before."""
         del model
-        if self.entropy_control is not None and self.state.global_step > 0:
+        if self.entropy_control is not None and self.state.global_step > self.first_policy_step:
             self.entropy_control.update(float(self.running_means.value(*FOLLOWED_ENTROPY)))
         return list(parcels)
 
