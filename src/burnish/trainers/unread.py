@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from burnish.trainers.config import PolicyConfig
 
 _LIMITS = "set max_prompt_length and max_completion_length"
-_NO_REFERENCE = "beta=0, which PPO calls kl_coef, trains without a reference"
+_NO_REFERENCE = "beta=0 trains without a reference (kl_coef=0 in PPO)"
 # Options about rows that hold an answer -> what there is instead, where answers are sampled.
 OF_ROWS = {
     "max_length": _LIMITS,
