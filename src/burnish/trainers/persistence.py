@@ -122,11 +122,12 @@ class PersistenceMixin(Host):
             self.processing_class.save_pretrained(directory)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """The weights of a checkpoint; with adapters those of the adapter alone, in place."""
-        if is_adapted(self.policy):
-            load_adapter_weights(cast("PeftModel", self.policy), Path(resume_from_checkpoint))
+        """The weights of a checkpoint into the policy, or a given model; with adapters those of the adapter alone."""
+        target = self.policy if model is None else model
+        if is_adapted(target):
+            load_adapter_weights(cast("PeftModel", target), Path(resume_from_checkpoint))
         else:
-            super()._load_from_checkpoint(resume_from_checkpoint, self.policy if model is None else model)
+            super()._load_from_checkpoint(resume_from_checkpoint, target)
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint

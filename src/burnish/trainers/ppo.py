@@ -9,88 +9,35 @@ A pass over a round is what PPO calls an epoch, an optimizer step its mini-batch
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import PreTrainedModel
 
-from burnish.compat import PPO_ALIASES, UNBUILT_PPO, accept_trl_fields
+from burnish.data.prompt_ids import with_prompts
+from burnish.data.sources import load_rows
+from burnish.data.supervised import prepare_supervised
 from burnish.models.critic import critic_values
 from burnish.models.load import load_tokenizer
 from burnish.models.vision import tokenizer_of
 from burnish.rollout.whole import WholeRound
 from burnish.runtime.distributed import sum_over_ranks
 from burnish.runtime.state import Counter, Stateful
-from burnish.trainers.config import arg
 from burnish.trainers.credit import Credit
 from burnish.trainers.critic import CriticMixin, CriticSource, make_critic
 from burnish.trainers.policy_gradient import KLUse, PolicyGradientTrainer
-from burnish.trainers.ppo_options import CriticOptions
+from burnish.trainers.ppo_options import PPOConfig
 from burnish.trainers.ppo_terms import policy_metrics, unmeasured, value_term
-from burnish.trainers.reference_options import ReferenceOptions
+from burnish.trainers.ptx import SupervisedStream, supervised_term
 from burnish.types import LossOutput, RolloutBatch, TokenBatch
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 FOLLOWED_KL = ("policy/approxkl_avg", 0.0)  # of the last step
-
-
-@accept_trl_fields(UNBUILT_PPO, aliases=PPO_ALIASES)
-@dataclass
-class PPOConfig(CriticOptions, ReferenceOptions):
-    """Options of `PPOTrainer`, on top of `OnlineConfig`, `PolicyLossOptions`, `CreditOptions` and `CriticOptions`."""
-
-    fewest_generations = 1
-
-    learning_rate: float = arg(3e-6, "Peak learning rate of the policy.")
-    num_generations: int = arg(1, "Answers to each prompt.")
-    num_iterations: int = arg(4, "Passes over each round: PPO's epochs.")
-    num_mini_batches: int = arg(1, "Optimizer steps of a pass, if neither size of a round is given.")
-    max_completion_length: int | None = arg(53, "Longest answer in tokens; longer ones are cut and counted.")
-    temperature: float = arg(0.7, "The logits are divided by it, for sampling and for every log-prob; above 0.")
-    loss_type: Any = arg("ppo", "Name of a policy loss, or a callable.")
-    total_episodes: int | None = arg(None, "Answers of the whole run, which give max_steps; unset: as the epochs do.")
-    stop_token_id: int | None = arg(None, "A token that ends an answer, beside the end-of-sequence tokens.")
-    router_aux_loss_coef: float | None = arg(
-        None, "Factor of a mixture of experts' load-balancing loss; 0 leaves it out. Unset: the model's own."
-    )
-    sft_model_path: str | None = arg(
-        None, "A place for scripts of TRL to say where their policy is; read by them alone."
-    )
-    reward_model_path: str | None = arg(
-        None, "A place for scripts of TRL to say where their reward model is; read by them alone."
-    )
-
-    def __post_init__(self) -> None:
-        if self.num_mini_batches < 1:
-            raise ValueError(f"num_mini_batches={self.num_mini_batches!r}; allowed: 1 or more")
-        if self.num_mini_batches > 1:
-            micro_batches = self.num_mini_batches * self.gradient_accumulation_steps
-            if self.generation_batch_size is not None or self.steps_per_generation not in (None, micro_batches):
-                raise ValueError(
-                    f"num_mini_batches={self.num_mini_batches} makes a round of {micro_batches} micro-batches, and "
-                    "steps_per_generation or generation_batch_size says something else: set one of them"
-                )
-            self.steps_per_generation = micro_batches
-        super().__post_init__()
-        if self.num_generations == 1 and self.dynamic_sampling:
-            raise ValueError("dynamic_sampling compares answers to a prompt, and num_generations=1: raise it")
-        if self.total_episodes is not None:
-            self._count_steps(self.total_episodes)
-
-    def _count_steps(self, episodes: int) -> None:
-        if episodes < 1:
-            raise ValueError(f"total_episodes={episodes!r}; allowed: 1 or more")
-        plan = self.round_plan()
-        steps = -(-episodes // (plan.prompts * plan.num_generations)) * plan.total_steps
-        if self.max_steps not in (-1, steps):
-            raise ValueError(
-                f"total_episodes={episodes} makes {steps} steps, and max_steps={self.max_steps}: set one of them"
-            )
-        self.max_steps = steps
 
 
 class PPOTrainer(CriticMixin, PolicyGradientTrainer):
@@ -103,6 +50,7 @@ class PPOTrainer(CriticMixin, PolicyGradientTrainer):
             policy, taken now.
         value_model: the critic, a sequence classifier with one label, a causal model whose trunk gets a head, or the
             name of either; None: as the option `critic` says.
+        ptx_dataset: supervised rows for `ptx_coef`, each a prompt and a completion, messages, or text.
         reward_model: TRL's name for `reward_funcs`.
 
     Source: Schulman et al. (1707.06347); for language models Ziegler et al. (1909.08593), Ouyang et al. (2203.02155).
@@ -120,6 +68,7 @@ class PPOTrainer(CriticMixin, PolicyGradientTrainer):
         reward_model: Any = None,
         ref_model: str | PreTrainedModel | None = None,
         value_model: str | PreTrainedModel | None = None,
+        ptx_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
         **kwargs: Any,
     ) -> None:
@@ -127,22 +76,64 @@ class PPOTrainer(CriticMixin, PolicyGradientTrainer):
         if reward_model is not None and reward_funcs is not None:
             raise ValueError("reward_model is TRL's name for reward_funcs: give one of them")
         rewards = reward_model if reward_funcs is None else reward_funcs
+        supervised = options.ptx_path if ptx_dataset is None else ptx_dataset
+        if (supervised is None) is (options.ptx_coef > 0):
+            raise ValueError(
+                f"ptx_coef={options.ptx_coef:g}, and supervised rows are {'not ' if supervised is None else ''}given: "
+                "set both ptx_coef and ptx_dataset (or ptx_path), or neither"
+            )
         self.credit, self.num_answers, self.num_early_stops = Credit(options), Counter(), Counter()
         processing_class = processing_class or load_tokenizer(model, trust_remote_code=options.trust_remote_code)
+        self._policy_tokenizer = tokenizer_of(processing_class)
+        if isinstance(reward_model, PreTrainedModel) and not reward_model.config._name_or_path:
+            kwargs.setdefault("reward_processing_classes", self._policy_tokenizer)
         self.own_critic = make_critic(
             CriticSource(
                 model=model,
                 value_model=value_model,
                 reward_funcs=rewards,
-                tokenizer=tokenizer_of(processing_class),
+                tokenizer=self._policy_tokenizer,
                 options=options,
             )
         )
         self._started, self._counted = None, 0
         self.critic_rate: float | None = None  # of the running step
         super().__init__(model, rewards, options, ref_model=ref_model, processing_class=processing_class, **kwargs)
+        self.ptx = None if supervised is None else self._supervised(supervised)
         if options.stop_token_id is not None:
             self.sampling = replace(self.sampling, end_token_ids=(*self.end_token_ids, options.stop_token_id))
+
+    def _checked_prompts(self, **given: Any) -> dict[str, Any]:
+        """As in `OnlineTrainer`; rows of TRL's scripts have `input_ids` instead of a prompt."""
+
+        def read(data: Any, name: str) -> Any:
+            return None if data is None else with_prompts(load_rows(data), self._policy_tokenizer, name=name)
+
+        texts = {
+            name: {key: read(part, key) for key, part in data.items()}
+            if isinstance(data, Mapping)
+            else read(data, name)
+            for name, data in given.items()
+        }
+        return super()._checked_prompts(**texts)
+
+    def _supervised(self, source: Any) -> SupervisedStream:
+        args = self.args
+        rows, report = prepare_supervised(
+            source,
+            self.tokenizer,
+            end_ids=self.end_token_ids,
+            max_length=args.ptx_max_length,
+            on_bad_row=args.on_bad_row,
+        )
+        self.data_reports["ptx"] = report
+        return SupervisedStream(
+            rows,
+            report,
+            batch_size=args.ptx_batch_size or args.per_device_train_batch_size,
+            pad_token_id=self.pad_token_id,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+        )
 
     def kl_options(self, options: PPOConfig) -> KLUse:
         """`kl_coef` and what is said of it."""
@@ -187,14 +178,17 @@ class PPOTrainer(CriticMixin, PolicyGradientTrainer):
     def take_parcels(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> Sequence[TokenBatch]:
-        """As in `OnlineTrainer`; a round whose policy has moved too far is given up first."""
+        """As in `OnlineTrainer`, with supervised rows; a round whose policy has moved too far is given up first."""
         if self.args.early_stop_kl is not None and not self.queue.is_empty and self._moved_too_far():
             num_left = self.queue.drop_rest()
             self.num_early_stops.add(1)
             step = self.state.global_step
             message = f"step {step}: the policy is too far from the one that drew the round; {num_left} steps left out"
             self.tell("early_stop", message, show=False, step=step, left_out=num_left)
-        return super().take_parcels(epoch_iterator, num_batches, device)
+        parcels: Any = super().take_parcels(epoch_iterator, num_batches, device)
+        if self.ptx is None or self.state.global_step < self.first_policy_step:
+            return parcels
+        return self.ptx.beside(parcels, rank=self.args.process_index, size=self.args.world_size, device=device)
 
     def _moved_too_far(self) -> bool:
         """Whether the last step's distance is above the limit; over all ranks, before the means are updated."""
@@ -213,9 +207,8 @@ class PPOTrainer(CriticMixin, PolicyGradientTrainer):
         terms, metrics = self._policy_terms(stats, batch)
         term, of_values = value_term(stats.extra["values"][:, :-1], batch, self.args)
         named = [replace(term, name="policy_avg") if term.name == "policy" else term for term in terms]
-        return LossOutput(
-            terms=(*named, term), metrics={**metrics, **of_values, **policy_metrics(stats, batch, metrics)}
-        )
+        terms = (*named, term, *supervised_term(stats, coefficient=self.args.ptx_coef))
+        return LossOutput(terms=terms, metrics={**metrics, **of_values, **policy_metrics(stats, batch, metrics)})
 
     def prepare_step(self, model: nn.Module, parcels: Sequence[TokenBatch]) -> list[TokenBatch]:
         """As in `PolicyGradientTrainer`."""
@@ -225,9 +218,14 @@ class PPOTrainer(CriticMixin, PolicyGradientTrainer):
 
     def stateful(self) -> dict[str, Stateful]:
         """As in `PolicyGradientTrainer`, controllers and running statistics of the credit, and counters."""
-        own = {"kl_control": self.credit.kl_control, "reward_scale": self.credit.scale}
+        own = {"kl_control": self.credit.kl_control, "reward_scale": self.credit.scale, "ptx": self.ptx}
         counters = {"num_answers": self.num_answers, "num_early_stops": self.num_early_stops}
         return {**super().stateful(), **counters, **{name: item for name, item in own.items() if item is not None}}
+
+    def binding(self) -> dict[str, Any]:
+        """As in `PolicyGradientTrainer`, and the supervised rows."""
+        own = {} if self.ptx is None else {"ptx_data": self.ptx.report.fingerprint}
+        return {**super().binding(), **own}
 
     def describe_method(self) -> dict[str, Any]:
         """As in `PolicyTrainer`, with the loss and the advantage."""

@@ -1,13 +1,15 @@
-"""Options of PPO: what an answer's tokens earn, and the critic that says what they will."""
+"""Options of PPO: what an answer's tokens earn, the critic that says what they will, and the rounds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from burnish.compat import PPO_ALIASES, UNBUILT_PPO, accept_trl_fields
 from burnish.losses.kl import kl_estimators
 from burnish.trainers.config import arg
 from burnish.trainers.policy_options import PolicyLossOptions
+from burnish.trainers.reference_options import ReferenceOptions
 
 REWARD_SCALINGS = ("none", "scale", "normalize")
 CRITICS = ("policy", "reward", "head", "new")
@@ -115,10 +117,67 @@ class CriticOptions(CreditOptions):
             raise ValueError("value_model_init_kwargs has no effect with critic='head', which loads no model")
 
 
+@accept_trl_fields(UNBUILT_PPO, aliases=PPO_ALIASES)
+@dataclass
+class PPOConfig(CriticOptions, ReferenceOptions):
+    """Options of `PPOTrainer`, on top of `OnlineConfig`, `PolicyLossOptions`, `CreditOptions` and `CriticOptions`."""
+
+    fewest_generations = 1
+
+    learning_rate: float = arg(3e-6, "Peak learning rate of the policy.")
+    num_generations: int = arg(1, "Answers to each prompt.")
+    num_iterations: int = arg(4, "Passes over each round: PPO's epochs.")
+    num_mini_batches: int = arg(1, "Optimizer steps of a pass, if neither size of a round is given.")
+    max_completion_length: int | None = arg(53, "Longest answer in tokens; longer ones are cut and counted.")
+    temperature: float = arg(0.7, "The logits are divided by it, for sampling and for every log-prob; above 0.")
+    loss_type: Any = arg("ppo", "Name of a policy loss, or a callable.")
+    total_episodes: int | None = arg(None, "Answers of the whole run, which give max_steps; unset: as the epochs do.")
+    stop_token_id: int | None = arg(None, "A token that ends an answer, beside the end-of-sequence tokens.")
+    ptx_coef: float = arg(0.0, "Factor of the loss on supervised rows (PPO-ptx); 0: there are none.")
+    ptx_batch_size: int | None = arg(
+        None, "Supervised rows beside each micro-batch of answers; unset: per_device_train_batch_size."
+    )
+    ptx_max_length: int | None = arg(1024, "Longest supervised row in tokens; longer ones lose their end.")
+    ptx_path: str | None = arg(None, "Where the supervised rows are, if ptx_dataset is not given.")
+    router_aux_loss_coef: float | None = arg(
+        None, "Factor of a mixture of experts' load-balancing loss; 0 leaves it out. Unset: the model's own."
+    )
+    sft_model_path: str | None = arg(
+        None, "A place for scripts of TRL to say where their policy is; read by them alone."
+    )
+    reward_model_path: str | None = arg(
+        None, "A place for scripts of TRL to say where their reward model is; read by them alone."
+    )
+
+    def __post_init__(self) -> None:
+        if self.num_mini_batches > 1:
+            micro_batches = self.num_mini_batches * self.gradient_accumulation_steps
+            if self.generation_batch_size is not None or self.steps_per_generation not in (None, micro_batches):
+                raise ValueError(
+                    f"num_mini_batches={self.num_mini_batches} makes a round of {micro_batches} micro-batches, and "
+                    "steps_per_generation or generation_batch_size says something else: set one of them"
+                )
+            self.steps_per_generation = micro_batches
+        super().__post_init__()
+        if self.num_generations == 1 and self.dynamic_sampling:
+            raise ValueError("dynamic_sampling compares answers to a prompt, and num_generations=1: raise it")
+        if self.total_episodes is not None:
+            self._count_steps(self.total_episodes)
+
+    def _count_steps(self, episodes: int) -> None:
+        plan = self.round_plan()
+        steps = -(-episodes // (plan.prompts * plan.num_generations)) * plan.total_steps
+        if self.max_steps not in (-1, steps):
+            raise ValueError(
+                f"total_episodes={episodes} makes {steps} steps, and max_steps={self.max_steps}: set one of them"
+            )
+        self.max_steps = steps
+
+
 # Option -> (whether a value is allowed, what is).
 _RANGES: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(
-        ("kl_coef", "vf_coef", "critic_learning_rate", "critic_weight_decay", "critic_warmup_steps"),
+        ("kl_coef", "vf_coef", "ptx_coef", "critic_learning_rate", "critic_weight_decay", "critic_warmup_steps"),
         (lambda value: value >= 0, "0 or more"),
     ),
     **dict.fromkeys(("lam", "lam_critic", "critic_warmup_lam"), (lambda value: 0 <= value <= 1, "0 to 1")),
@@ -128,6 +187,10 @@ _RANGES: dict[str, tuple[Any, str]] = {
         (lambda value: value > 0, "above 0"),
     ),
     **dict.fromkeys(("cliprange_value", "critic_max_grad_norm"), (lambda value: value > 0, "above 0")),
+    **dict.fromkeys(
+        ("num_mini_batches", "total_episodes", "ptx_batch_size", "ptx_max_length"),
+        (lambda value: value >= 1, "1 or more"),
+    ),
 }
 
 
