@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from burnish.advantages import advantages, compute_advantages, gae, has_signal, whiten
+from burnish.advantages import advantages, compute_advantages, has_signal
 from burnish.types import RewardTable
 
 EVERY = sorted(advantages)
@@ -281,69 +281,3 @@ def test_a_function_of_the_user_may_leave_unscored_rows_alone():
 def test_signal():
     table = make_table([1.0, 0.0, 2.0, 2.0, 5.0, NAN, NAN])
     assert has_signal(table, torch.tensor([0, 0, 1, 1, 2, 2, 3])).tolist() == [True, True] + [False] * 5
-
-
-# GAE and whitening.
-
-
-def test_gae_by_hand():
-    """gamma = 0.5, lam = 0.5; rewards 0, 1; values 2, 4. delta_1 = 1 - 4 = -3; delta_0 = 0.5 x 4 - 2 = 0.
-
-    A_1 = -3, A_0 = 0 + 0.25 x -3 = -0.75; returns 1.25 and 1.
-    """
-    values, rewards = torch.tensor([[2.0, 4.0, 9.0]]), torch.tensor([[0.0, 1.0, 9.0]])
-    mask = torch.tensor([[True, True, False]])
-    found, returns = gae(values, rewards, mask, gamma=0.5, lam=0.5)
-    assert found.tolist() == [[-0.75, -3.0, 0.0]]
-    assert returns.tolist() == [[1.25, 1.0, 0.0]]
-
-
-def test_gae_of_an_answer_that_was_cut():
-    """Bootstrapped by 8: delta_1 = 1 + 4 - 4 = 1, A_0 = 0 + 0.25 x 1."""
-    values, rewards, mask = torch.tensor([[2.0, 4.0]]), torch.tensor([[0.0, 1.0]]), torch.ones(1, 2).bool()
-    found, _ = gae(values, rewards, mask, gamma=0.5, lam=0.5, bootstrap=torch.tensor([[8.0]]))
-    assert found.tolist() == [[0.25, 1.0]]
-
-
-def test_gae_passes_over_tokens_that_nobody_chose():
-    """An answer with untrained tokens in the middle is the answer without them, whatever they hold."""
-    generator = torch.Generator().manual_seed(0)
-    values, rewards = torch.rand(2, 2, 3, generator=generator).unbind(0)
-    dense = gae(values, rewards, torch.ones(2, 3).bool(), gamma=0.9, lam=0.8)
-    wide = torch.full((2, 5), 1e6)
-    spread = [wide.index_copy(1, torch.tensor([0, 3, 4]), x) for x in (values, rewards)]
-    mask = torch.tensor([[True, False, False, True, True]]).expand(2, 5)
-    for found, expected in zip(gae(*spread, mask, gamma=0.9, lam=0.8), dense, strict=True):
-        torch.testing.assert_close(found[:, [0, 3, 4]], expected)
-        assert (found[:, 1:3] == 0).all()
-
-
-def test_gae_without_a_critic_is_what_is_left_to_earn():
-    """gamma = lam = 1, V = 0: A_t is the sum of rewards from t on."""
-    rewards = torch.tensor([[1.0, 2.0, 4.0]])
-    found, _ = gae(torch.zeros(1, 3), rewards, torch.ones(1, 3).bool(), gamma=1.0, lam=1.0)
-    assert found.tolist() == [[7.0, 6.0, 4.0]]
-
-
-def test_gae_with_a_lam_for_each_answer():
-    values, rewards = torch.tensor([[1.0, 2.0], [1.0, 2.0]]), torch.tensor([[0.0, 5.0], [0.0, 5.0]])
-    mask = torch.ones(2, 2).bool()
-    found, _ = gae(values, rewards, mask, gamma=1.0, lam=torch.tensor([0.0, 1.0]))
-    assert found.tolist() == [[1.0, 3.0], [4.0, 3.0]]
-
-
-def test_whiten():
-    """1, 3 and 5 have the mean 3 and the unbiased variance 4."""
-    values, mask = (
-        torch.tensor([[1.0, 3.0, 99.0], [5.0, 99.0, 99.0]]),
-        torch.tensor([[True, True, False], [True] + [False] * 2]),
-    )
-    torch.testing.assert_close(whiten(values, mask), torch.tensor([[-1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]))
-    kept = whiten(values, mask, shift_mean=False)
-    torch.testing.assert_close(kept, torch.tensor([[2.0, 3.0, 0.0], [4.0, 0.0, 0.0]]))
-
-
-@pytest.mark.parametrize("count", [0, 1, 2])
-def test_whiten_without_spread(count):
-    mask = torch.arange(3)[None] < count
-    assert whiten(torch.full((1, 3), 2.0), mask).tolist() == [[0.0, 0.0, 0.0]]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from burnish.trainers.dpo import DPOConfig, DPOTrainer
     from burnish.trainers.grpo import GRPOConfig, GRPOTrainer
     from burnish.trainers.online import OnlineTrainer
+    from burnish.trainers.ppo import PPOConfig, PPOTrainer
     from burnish.trainers.reward import RewardConfig, RewardTrainer
     from burnish.trainers.rollout_options import OnlineConfig
     from burnish.types import (
@@ -54,6 +55,8 @@ _HOME = {
     "NativeGenerator": "burnish.generation.native",
     "OnlineConfig": "burnish.trainers.rollout_options",
     "OnlineTrainer": "burnish.trainers.online",
+    "PPOConfig": "burnish.trainers.ppo",
+    "PPOTrainer": "burnish.trainers.ppo",
     "PairLogps": "burnish.types",
     "PairScores": "burnish.types",
     "PolicyConfig": "burnish.trainers.config",
@@ -93,6 +96,8 @@ __all__ = [
     "NativeGenerator",
     "OnlineConfig",
     "OnlineTrainer",
+    "PPOConfig",
+    "PPOTrainer",
     "PairLogps",
     "PairScores",
     "PolicyConfig",

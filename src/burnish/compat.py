@@ -101,6 +101,30 @@ GRPO_ALIASES = {
     "vllm_importance_sampling_cap": "importance_sampling_clip_max",
 }
 UNSET_BY_NONE = frozenset({"vllm_importance_sampling_cap"})  # aliases whose None means that they are not given
+# Options of TRL's PPOConfig, of its last version and of the one with a step of its own, under their names here.
+PPO_ALIASES = {
+    "num_ppo_epochs": "num_iterations",
+    "ppo_epochs": "num_iterations",
+    "response_length": "max_completion_length",
+    "cliprange": "epsilon",
+    "local_rollout_forward_batch_size": "generation_max_rows",
+    "init_kl_coef": "kl_coef",
+    "target": "kl_target",
+    "horizon": "kl_horizon",
+    "score_clip": "reward_clip",
+}
+UNBUILT_PPO: dict[str, tuple[Any, ...]] = {
+    "stop_token": (None, "eos"),
+    "num_sample_generations": (10, 0),
+    "exp_name": ("ppo_config", "ppo"),
+    "ds3_gather_for_generation": (True,),
+    "num_total_batches": (None,),
+    "micro_batch_size": (None,),
+    "local_batch_size": (None,),
+    "batch_size": (None,),
+    "local_mini_batch_size": (None,),
+    "mini_batch_size": (None,),
+}
 # Names of losses in other versions of TRL -> ours.
 LOSS_ALIASES = {"aot_pair": "aot_unpaired"}
 

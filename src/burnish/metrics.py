@@ -110,6 +110,38 @@ EXPLANATIONS: dict[str, str] = {
     "cispo_clip_ratio": "Share of trained tokens whose weight is capped; they keep their gradient.",
     "vespo/phi_seq_mean": "Mean weight of an answer's gradient; 1 on policy, towards 0 far from the old policy.",
     "val/clipfrac_avg": "Share of trained tokens where the critic has moved further than the clip allows.",
+    "objective/scores": "Mean score of the answers as it goes into their rewards: scaled, clipped, less what a missing "
+    "end costs.",
+    "objective/kl": "Mean KL to the reference of an answer in nats: the sum of the log-ratios of its tokens.",
+    "objective/non_score_reward": "What the KL takes off the rewards of an answer, mean over answers.",
+    "objective/rlhf_reward": "Mean of all that an answer earned: scores, rewards of tokens, less the KL.",
+    "objective/entropy": "Mean surprise of an answer in nats: minus the summed log-prob of its tokens.",
+    "kl_position/": "Mean log-ratio to the reference of the tokens in that part of their answers, in percent.",
+    "kl_coef": "What a nat of KL costs, moved by kl_target.",
+    "policy/approxkl_avg": "Distance of the policy from the one that drew the round: half the mean squared log-ratio "
+    "of a token.",
+    "policy/clipfrac_avg": "clip_ratio/region_mean under TRL's name.",
+    "policy/entropy_avg": "entropy under TRL's name.",
+    "policy/grad_norm": "Length of the policy's gradient before clipping.",
+    "val/grad_norm": "Length of the critic's gradient before clipping; of a head on the policy's trunk, the head's "
+    "alone.",
+    "val/explained_variance": "Share of the variance of the returns that the critic knew: 1 is all of it, 0 as good as "
+    "a constant.",
+    "val/ratio": "Mean ratio of policy to old policy.",
+    "val/ratio_var": "Variance of that ratio over tokens.",
+    "val/num_eos_tokens": "Answers of a round that ended by themselves.",
+    "val/lr": "Step size of the critic's parameters at the last logged step.",
+    "ratio/": "Share of trained tokens whose ratio of policy to old policy lies there.",
+    "values/mean": "Mean of what the critic expects before each token.",
+    "values/std": "Spread of that.",
+    "returns/mean": "Mean of what the critic learns: what a token's answer still earned.",
+    "returns/std": "Spread of that.",
+    "advantages/mean": "Mean advantage before whitening: near 0 once the critic is right.",
+    "advantages/std": "Spread of the advantages before whitening.",
+    "episode": "Answers so far, all ranks.",
+    "eps": "Answers a second since the last log line.",
+    "lr": "learning_rate under TRL's name.",
+    "num_early_stops": "Rounds that were given up because the policy had moved too far, so far.",
     "sampling/sampling_logp_difference/mean": "Mean distance in nats between the engine's log-prob of a token and the "
     "trainer's.",
     "sampling/sampling_logp_difference/row_max": "The largest such distance in an answer, mean over answers.",
@@ -185,6 +217,7 @@ class Estimate:
 # Pairs by how sure a reward model is of them, σ(|s_w - s_l|) in percent; calibration error is over these.
 RELIABILITY_BINS = ("50-60", "60-70", "70-80", "80-90", "90-100")
 CALIBRATIONS = {"calibration_error": ("reliability/", "_confidence/")}
+VARIANCES = {"val/ratio_var": "val/ratio"}
 WEIGHTS = {"sampling/effective_sample_size": "sampling/importance_sampling_ratio/mean"}
 CORRELATIONS = {
     "length_margin_correlation": ("length_difference", "rewards/margins", "_length_difference_x_margins"),
@@ -213,6 +246,11 @@ def shown(estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
             weight = sum(share.weight for share, _ in bins)
             gaps = sum(share.weight * abs(share.mean - confidence.mean) for share, confidence in bins)
             known[name] = Estimate(gaps / weight, weight, math.nan)
+    for name, mean in VARIANCES.items():
+        if mean in known:
+            known[name] = Estimate(
+                max(known[mean].mean_square - known[mean].mean ** 2, 0.0), known[mean].weight, math.nan
+            )
     for name, weights in WEIGHTS.items():
         if weights in known:
             known[name] = Estimate(_effective_share(known[weights]), known[weights].weight, math.nan)

@@ -18,7 +18,7 @@ MODULES = sorted(
 # Each room may import those of lower rank, and its own; rooms of the same rank do not know each other.
 RANKS = [
     {"types", "registry"},
-    {"losses", "advantages", "importance", "intervals", "metrics"},
+    {"losses", "advantages", "gae", "importance", "intervals", "metrics"},
     {"data", "models", "runtime"},
     {"generation", "rewards"},
     {"rollout"},
@@ -27,7 +27,7 @@ RANKS = [
     {"cli"},
 ]
 FOR_EVERYBODY = {"compat"}  # versions and TRL's names; imports only the registry
-PURE = {"types", "registry", "losses", "advantages", "importance", "intervals", "metrics"}
+PURE = {"types", "registry", "losses", "advantages", "gae", "importance", "intervals", "metrics"}
 PURE_IMPORTS = {"torch", "jaxtyping", "burnish"} | set(sys.stdlib_module_names)
 
 

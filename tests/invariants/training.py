@@ -53,7 +53,8 @@ def step_gradients(trainer: DPOTrainer) -> list[torch.Tensor]:
     own = trainer._clip_grad_norm
 
     def record(model: torch.nn.Module) -> Any:
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]).clone())
+        trained = [p for p in model.parameters() if p.requires_grad]
+        gradients.append(torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained]))
         return own(model)
 
     trainer._clip_grad_norm = record

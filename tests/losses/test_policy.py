@@ -13,7 +13,7 @@ from burnish.losses.policy import RATIO_LEVELS, apply_policy_loss, check_policy_
 from burnish.types import PolicyTokens, TokenLoss
 
 EVERY = sorted(policy_losses)
-SHARED = ("grpo", "dapo", "bnpo", "dr_grpo", "gspo", "gspo_token", "luspo")
+SHARED = ("grpo", "dapo", "bnpo", "ppo", "dr_grpo", "gspo", "gspo_token", "luspo")
 
 
 def make_tokens(ratio, advantages, *, mask=None, dtype=torch.float64, **more) -> PolicyTokens:
@@ -198,7 +198,7 @@ def test_intervals_that_are_none(hyper_parameters, message):
 def test_rows_of_one_function():
     assert all(policy_losses[name].function is clip for name in SHARED)
     shapes = {(policy_losses[name].facts["ratio"], policy_losses[name].facts["aggregation"]) for name in SHARED}
-    assert len(shapes) == len(SHARED) - 1  # bnpo is dapo
+    assert len(shapes) == len(SHARED) - 2  # bnpo and ppo are dapo
 
 
 def test_gspo_by_hand():

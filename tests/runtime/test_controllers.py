@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from burnish.runtime.controllers import AdaptiveEntropy, AdaptiveKL
+from burnish.runtime.controllers import AdaptiveEntropy, AdaptiveKL, RunningScale
 from burnish.runtime.state import Stateful
 
 
@@ -82,3 +82,23 @@ def test_continuation(steps):
             controller.update(*((0.3,) if isinstance(controller, AdaptiveEntropy) else (0.3, 10)))
         assert isinstance(running, Stateful)
         assert vars(resumed) == vars(running)
+
+
+def test_scale_by_hand():
+    """1, 3 and 5 in two rounds: mean 3, unbiased variance 4."""
+    scale = RunningScale()
+    scale.update(2, 4.0, 10.0)
+    assert (scale.mean, scale.std) == (2.0, math.sqrt(2))
+    scale.update(1, 5.0, 25.0)
+    assert (scale.mean, scale.std) == (3.0, 2.0)
+    resumed = RunningScale()
+    resumed.load_state_dict(json.loads(json.dumps(scale.state_dict())))
+    assert vars(resumed) == vars(scale)
+    assert isinstance(scale, Stateful)
+
+
+@pytest.mark.parametrize("scores", [[], [7.3], [0.1] * 5, [0.0] * 4])
+def test_scale_of_scores_that_do_not_differ(scores):
+    scale = RunningScale()
+    scale.update(len(scores), sum(scores), sum(score**2 for score in scores))
+    assert scale.std == 1

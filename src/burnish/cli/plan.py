@@ -23,7 +23,7 @@ SHOWN_FACTORS = ("beta", "center_rewards_coefficient")
 
 def plan_lines(runfile: RunFile, trainer: DPOTrainer, state: TrainerState) -> list[str]:
     """Model, reference, data, steps, settings of the CPU and run directory of a run that is about to begin."""
-    args, model = trainer.args, trainer.model
+    args, model = trainer.args, trainer.policy
     reports = list(trainer.data_reports.values())
     method = METHODS[runfile.method]
     objective = _rollout_lines if method.draws_answers else _preference_lines

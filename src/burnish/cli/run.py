@@ -106,7 +106,7 @@ def take_samples(runfile: RunFile, trainer: Any, rows: Dataset) -> Samples:
     prompts = make_prompts(rows, trainer.processing_class, runfile.samples)
     answer = partial(
         greedy_answers,
-        trainer.model,
+        trainer.policy,
         trainer.tokenizer,
         prompts,
         max_new_tokens=runfile.max_new_tokens,

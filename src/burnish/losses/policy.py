@@ -180,6 +180,7 @@ _GSPO_VALUES: Mapping[str, Any] = MappingProxyType({"epsilon": 3e-4, "epsilon_hi
     paper_values=MappingProxyType({"scale_rewards": "none"}),
 )
 @policy_loss("bnpo", aggregation="token_mean", paper="2503.14476")
+@policy_loss("ppo", aggregation="token_mean", paper="1707.06347")
 @policy_loss(
     "dapo", aggregation="token_mean", paper="2503.14476", paper_values=MappingProxyType({"epsilon_high": 0.28})
 )
@@ -192,8 +193,8 @@ def clip(
     loss = -min(min(r, delta) A, clamp(r, 1 - e, 1 + h) A)
 
     `epsilon_high` None is `epsilon`. `delta` bounds the loss where A < 0 and r is large; it is the dual clip. The rows
-    differ in ratio and aggregation alone. `bnpo` is TRL's name for `dapo` over a micro-batch; divided once by the
-    tokens of the step the two are one loss.
+    differ in ratio and aggregation alone. `ppo` is the same with advantages of a critic, and `bnpo`
+    TRL's name for `dapo` over a micro-batch; divided once by the tokens of the step the three are one loss.
 
     Raises:
         ValueError: `epsilon` is negative, or `delta` lies inside the interval.

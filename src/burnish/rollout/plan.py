@@ -75,6 +75,7 @@ def plan_round(
     generation_batch_size: int | None,
     num_iterations: int,
     processes: int,
+    fewest_generations: int = 2,
 ) -> RoundPlan:
     """The plan that options under TRL's names describe.
 
@@ -85,13 +86,13 @@ def plan_round(
         ValueError: numbers that do not divide; the message says which would.
     """
     for name, value, least in (
-        ("num_generations", num_generations, 2),
+        ("num_generations", num_generations, fewest_generations),
         ("num_iterations", num_iterations, 1),
         ("per_device_train_batch_size", per_device_train_batch_size, 1),
         ("gradient_accumulation_steps", gradient_accumulation_steps, 1),
     ):
         if value < least:
-            why = ": a group of one has nothing to compare with" if name == "num_generations" else ""
+            why = ": a group of one has nothing to compare with" if (name, value) == ("num_generations", 1) else ""
             raise ValueError(f"{name}={value!r}; allowed: {least} or more{why}")
     rows, step = per_device_train_batch_size, gradient_accumulation_steps
     micro_batches = _micro_batches(rows, step, steps_per_generation, generation_batch_size, processes)

@@ -51,7 +51,7 @@ def round_statistics(found: Round, *, solved_reward: float) -> dict[str, float]:
         **_rewards(whole, num_groups),
         **solve_statistics(whole.rewards.total().view(num_groups, -1), solved_reward=solved_reward),
         "frac_rows_with_gradient": float(carries.mean()),
-        "completions/duplicate_ratio": float(duplicate.mean()),
+        **({"completions/duplicate_ratio": float(duplicate.mean())} if groups.num_samples > 1 else {}),
         "dynamic_sampling/replaced_groups": num_replaced,
         "dynamic_sampling/surplus_groups": num_surplus,
     }
@@ -125,9 +125,10 @@ def _rewards(whole: WholeRound, num_groups: int) -> dict[str, float]:
     found = {
         "reward": _mean(known),
         "reward_std": _std(known),
-        "frac_reward_zero_std": float((highest <= lowest).double().mean()),
         "frac_unscored": float(total.isnan().double().mean()),
     }
+    if spread.shape[1] > 1:  # an answer alone differs from none
+        found["frac_reward_zero_std"] = float((highest <= lowest).double().mean())
     for index, name in enumerate(table.names):
         values = table.rewards[:, index]
         values = values[~values.isnan()]

@@ -101,3 +101,45 @@ class AdaptiveKL:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
         self.coefficient = state["coefficient"]
+
+
+class RunningScale:
+    """Mean and standard deviation of the scores of all answers so far, the running round's included.
+
+        scale: s / std,   normalize: (s - mean) / std;   std is unbiased, and 1 while all scores are equal
+
+    Every rank moves alike: `update` takes the sums over all ranks. A round is scaled after it was counted, so that the
+    first one is on the scale of the others.
+
+    Source: reward scaling of PPO's implementations, Engstrom et al. (2005.12729) section 3, for scores of answers.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.total, self.squares = 0.0, 0.0, 0.0
+
+    def update(self, count: float, total: float, squares: float) -> None:
+        """Count a round: its number of scores, their sum, and the sum of their squares."""
+        self.count += count
+        self.total += total
+        self.squares += squares
+
+    @property
+    def mean(self) -> float:
+        """Of all scores; 0 before the first."""
+        return self.total / self.count if self.count else 0.0
+
+    @property
+    def std(self) -> float:
+        """Of all scores; 1 of scores that do not differ."""
+        if self.count < 2:
+            return 1.0
+        variance = (self.squares - self.count * self.mean**2) / (self.count - 1)
+        return math.sqrt(variance) if variance > 1e-12 * self.squares / self.count else 1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The three sums."""
+        return {"count": self.count, "total": self.total, "squares": self.squares}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self.count, self.total, self.squares = state["count"], state["total"], state["squares"]

@@ -119,7 +119,7 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, P
         self.running_means = RunningMeans(self.follows)
         self._step_started: float | None = None  # set by the first step, so that what comes before it is not counted
         super().__init__(
-            model=cast("Any", policy),
+            model=cast("Any", self.trained_module(cast("Any", policy))),
             args=options,
             data_collator=cast("Any", data_collator or self._make_collator()),
             train_dataset=cast("Any", self._prepare_train(train_dataset)),
@@ -219,6 +219,10 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, P
         name = type(self).__name__.removesuffix("Trainer").lower()
         return {"trainer": type(self).__name__, "name": name, "losses": []}
 
+    def trained_module(self, policy: PreTrainedModel) -> nn.Module:
+        """All that is trained, in one module, since the Trainer wraps one: the policy."""
+        return policy
+
     # One step.
 
     def get_batch_samples(
@@ -304,7 +308,7 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, P
     def floating_point_ops(self, inputs: TokenBatch) -> int:
         """Six operations per parameter and token of the rows layout, padding included."""
         rows, length = inputs.completion_ids.shape
-        return 6 * rows * (length + inputs.prompt_ids.shape[1]) * self.model.num_parameters(exclude_embeddings=True)
+        return 6 * rows * (length + inputs.prompt_ids.shape[1]) * self.policy.num_parameters(exclude_embeddings=True)
 
     def _track_num_input_tokens(self, inputs: TokenBatch) -> None:
         """`num_tokens` is counted per step, on the device."""

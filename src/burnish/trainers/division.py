@@ -84,10 +84,11 @@ def unit_rows(term: Term, batch: TokenBatch) -> tuple[Int[Tensor, "K"], Float[Te
     """The row of the data set and the loss of each unit, for the guard."""
     if isinstance(batch, PreferenceBatch) and term.per in PAIR_UNITS:
         return batch.row_id[batch.pairs[:, 0]], term.losses
+    rows = batch.unit_rows(term.per)
     if term.per == "row":
-        return batch.row_id, term.losses
+        return rows, term.losses
     mask = batch.unit_weights(term.per) != 0
-    return batch.row_id[:, None].expand_as(mask)[mask], term.losses[mask]
+    return rows[:, None].expand_as(mask)[mask], term.losses[mask]
 
 
 def _input_tokens(parcel: TokenBatch) -> Tensor:

@@ -153,6 +153,11 @@ class Host(Trainer):
         ) -> tuple[Path | None, list[dict[str, Any]]]: ...
 
     @property
+    def policy(self) -> PreTrainedModel:
+        """The policy as it is trained, without what wraps it; all of `model`, unless that has a critic as well."""
+        return self.accelerator.unwrap_model(self.model)
+
+    @property
     def run_path(self) -> Path:
         """The run directory, whether or not it is open."""
         if self.args.output_dir is None:

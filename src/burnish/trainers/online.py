@@ -77,7 +77,7 @@ class OnlineTrainer(PromptEvaluationMixin, PolicyTrainer, ABC):
         options = self.checked_args(args)
         self.plan = options.round_plan()
         self.queue, self.round_report = RoundQueue(), RoundReport()
-        self.credit_entry: Entry[Any, Tensor] = advantages.bind([self.advantage_choice(options)], options)[0]
+        self.credit_entry = self.bind_advantage(options)
         self.scorer = make_scorer(reward_funcs, reward_processing_classes, options)
         given = self._checked_prompts(train_dataset=train_dataset, eval_dataset=eval_dataset)
         super().__init__(model, options, **given, **kwargs)
@@ -93,7 +93,7 @@ class OnlineTrainer(PromptEvaluationMixin, PolicyTrainer, ABC):
         self.pad_token_id = self._pad_token_id()
         self.sampling = options.sampling_params(end_token_ids=self.end_token_ids)
         self.generator: Generator = generator or NativeGenerator(
-            self.model,
+            self.policy,
             pad_token_id=self.pad_token_id,
             tokenizer=self.tokenizer,
             max_rows=options.generation_max_rows,
@@ -111,6 +111,10 @@ class OnlineTrainer(PromptEvaluationMixin, PolicyTrainer, ABC):
         """The name of the advantage, or a callable."""
         del options
         return self.advantage
+
+    def bind_advantage(self, options: Any) -> Entry[Any, Tensor]:
+        """The function that `_credit` makes advantages with, its hyper-parameters bound."""
+        return advantages.bind([self.advantage_choice(options)], options)[0]
 
     # What prompts are.
 
@@ -212,7 +216,7 @@ class OnlineTrainer(PromptEvaluationMixin, PolicyTrainer, ABC):
     def _generate_and_score_completions(self, prompts: Sequence[PromptRow]) -> RolloutBatch:
         """One round over this rank's prompts: N answers with their advantages."""
         args = self.args
-        self.generator.update_policy(self.accelerator.unwrap_model(self.model), version=self.state.global_step)
+        self.generator.update_policy(self.policy, version=self.state.global_step)
         refill = None
         if args.dynamic_sampling:
             refill = Refill(

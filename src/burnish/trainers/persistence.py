@@ -111,9 +111,9 @@ class PersistenceMixin(Host):
         if not self.args.should_save:
             return
         Path(directory).mkdir(parents=True, exist_ok=True)
-        model = self.accelerator.unwrap_model(self.model)
+        model = self.policy
         if is_adapted(model):
-            save_adapter(model, directory)
+            save_adapter(cast("PeftModel", model), directory)
         else:
             # The names of some families on the hub are not those of the model, which resuming needs.
             is_checkpoint = Path(directory).name.startswith(checkpoint.UNFINISHED)
@@ -122,16 +122,17 @@ class PersistenceMixin(Host):
             self.processing_class.save_pretrained(directory)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """The weights of a checkpoint; with adapters those of the adapter alone, in place."""
-        if is_adapted(self.model):
-            load_adapter_weights(cast("PeftModel", self.model), Path(resume_from_checkpoint))
+        """The weights of a checkpoint into the policy, or a given model; with adapters those of the adapter alone."""
+        target = self.policy if model is None else model
+        if is_adapted(target):
+            load_adapter_weights(cast("PeftModel", target), Path(resume_from_checkpoint))
         else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            super()._load_from_checkpoint(resume_from_checkpoint, target)
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
-        if best is not None and is_adapted(self.model):
-            load_adapter_weights(cast("PeftModel", self.model), Path(best))
+        if best is not None and is_adapted(self.policy):
+            load_adapter_weights(cast("PeftModel", self.policy), Path(best))
         else:
             super()._load_best_model()
 
@@ -154,13 +155,13 @@ class PersistenceMixin(Host):
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Tied weights are saved once, so the names of the copies are not missing; any other name is an error."""
-        tied = set(self.model.all_tied_weights_keys)
+        tied = set(self.policy.all_tied_weights_keys)
         load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
-        unsaved = self.model._keys_to_ignore_on_save or ()
+        unsaved = self.policy._keys_to_ignore_on_save or ()
         missing = [name for name in load_result.missing_keys if name not in unsaved]
         if missing or load_result.unexpected_keys:
             raise ValueError(
-                f"the checkpoint does not fit {type(self.model).__name__}: {len(missing)} weights are missing: "
+                f"the checkpoint does not fit {type(self.policy).__name__}: {len(missing)} weights are missing: "
                 f"{', '.join(missing[:3])}; {len(load_result.unexpected_keys)} are not the model's: "
                 f"{', '.join(load_result.unexpected_keys[:3])}. Resume with the model that the checkpoint was made of."
             )
@@ -177,7 +178,7 @@ class PersistenceMixin(Host):
     def _binding(self) -> dict[str, Any]:
         return {
             "world_size": self.args.world_size,
-            **({"adapters": settings} if (settings := adapter_settings(self.model)) else {}),
+            **({"adapters": settings} if (settings := adapter_settings(self.policy)) else {}),
             "layout": self.sharing.layout,
             "train_data": self.train_fingerprint(),
             **self.binding(),

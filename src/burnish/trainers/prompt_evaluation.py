@@ -92,7 +92,7 @@ class PromptEvaluationMixin(Host):
     ) -> EvalLoopOutput:
         """Rewards, accuracy, pass@k and maj@k of the policy's answers to all prompts of `dataloader` on all ranks."""
         del description, prediction_loss_only, ignore_keys
-        self.generator.update_policy(self.accelerator.unwrap_model(self.model), version=self.state.global_step)
+        self.generator.update_policy(self.policy, version=self.state.global_step)
         buffer = MetricBuffer()
         num_prompts = torch.zeros((), device=self.args.device)
         for prompts in dataloader:

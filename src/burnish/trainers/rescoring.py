@@ -1,4 +1,4 @@
-"""What the trainer's own forward says of a round's tokens before it is trained on: old and reference log-probs.
+"""What the trainer's own forward says of a round before it is trained on: old and reference log-probs, values.
 
 Scored in the very micro-batches that are trained on, so that the first ratio is exactly 1. Nothing is computed that no
 part of the objective reads.
@@ -17,7 +17,7 @@ from burnish.losses.selection import entropy_threshold, off_policy_mask, top_ent
 from burnish.models.forward import forward
 from burnish.runtime.distributed import gather_rows
 from burnish.trainers.parts import cut, token_budget
-from burnish.types import Mean, PolicyTokens, RolloutBatch
+from burnish.types import Mean, PolicyTokens, RolloutBatch, TokenBatch
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -88,6 +88,8 @@ class Rescoring:
             needs = frozenset({"entropy"}) if self.top_entropy_quantile < 1 else frozenset()
             stats = self._score(batch, lambda parcel: _evaluated(policy, parcel, needs))
             found["old_logps"] = stats["logps"]
+            if "values" in stats:
+                found["values"], found["bootstrap_value"] = stats["values"], stats["bootstrap_value"][:, :1]
             if "entropy" in stats:
                 found["policy_mask"] = self._top_entropy(stats["entropy"], batch)
         if reference is not None:
@@ -144,7 +146,18 @@ def _evaluated(model: Any, parcel: RolloutBatch, needs: frozenset[str]) -> dict[
     model.eval()
     stats = forward(model, parcel, needs=needs, temperature=parcel.temperature)
     model.train(was_training)
-    return {"logps": stats.logps} if stats.entropy is None else {"logps": stats.logps, "entropy": stats.entropy}
+    found = {"logps": stats.logps}
+    if stats.entropy is not None:
+        found["entropy"] = stats.entropy
+    if "values" in stats.extra:
+        found |= split_values(stats.extra["values"], parcel)
+    return found
+
+
+def split_values(values: Float[Tensor, "N T1"], batch: TokenBatch) -> dict[str, Tensor]:
+    """A critic's values: before each token, `values` (N, T), and after the last one, `bootstrap_value` (N, 1)."""
+    ends = batch.completion_mask.sum(1, keepdim=True)  # (N, 1)
+    return {"values": values[:, :-1], "bootstrap_value": values.gather(1, ends)}
 
 
 def _reference_logps(reference: ModelReference, parcel: RolloutBatch) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from burnish.generation.base import SamplingParams
 from burnish.generation.native import CHOICES
@@ -19,6 +19,8 @@ class RolloutOptions(PolicyConfig):
     Raises:
         ValueError: numbers out of their range, or that do not divide.
     """
+
+    fewest_generations: ClassVar[int] = 2  # a group of one has nothing to compare with
 
     num_generations: int = arg(8, "Answers to each prompt: the size of a group, 2 or more.")
     steps_per_generation: int | None = arg(
@@ -65,6 +67,7 @@ class RolloutOptions(PolicyConfig):
         """The arithmetic of a round."""
         return plan_round(
             num_generations=self.num_generations,
+            fewest_generations=self.fewest_generations,
             per_device_train_batch_size=self.per_device_train_batch_size,
             gradient_accumulation_steps=self.gradient_accumulation_steps,
             steps_per_generation=self.steps_per_generation,

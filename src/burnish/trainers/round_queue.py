@@ -46,6 +46,12 @@ class RoundQueue:
         self._taken += 1
         return step
 
+    def drop_rest(self) -> int:
+        """Give up what is left of the round; returns how many steps that were."""
+        num_left = self._total - self._taken
+        self._taken = self._total
+        return num_left
+
     def state_dict(self) -> dict[str, Any]:
         """The round, and how far it is; an empty queue holds no parcels."""
         steps = [] if self.is_empty else [[_tree(parcel) for parcel in step] for step in self._steps]

@@ -98,7 +98,7 @@ class RunningMixin(Host):
             self.run.event("data", data_set=name, lines=report.lines())
         self._judge_bfloat16()
         self.tell("layout", self.sharing.line(), show=bool(self.sharing.reason), layout=self.sharing.layout)
-        if line := adapter_line(self.model):
+        if line := adapter_line(self.policy):
             self.tell("adapter", line, show=False)
         if self.mixture is not None:
             self.tell("mixture", "\n".join(self.mixture.lines()), quotas=list(self.mixture.quotas))
@@ -137,15 +137,16 @@ class RunningMixin(Host):
         }
 
     def _describe_model(self) -> dict[str, Any]:
-        name = self.model.config._name_or_path
+        policy = self.policy
+        name = policy.config._name_or_path
         return {
             "name": name,
             **asdict(origin_of(name)),
-            "class": type(plain_model(self.model)).__name__,
-            "parameters": self.model.num_parameters(),
-            "trainable": self.model.num_parameters(only_trainable=True),
-            "dtype": str(self.model.dtype),
-            "adapter": describe_adapter(self.model),
+            "class": type(plain_model(policy)).__name__,
+            "parameters": policy.num_parameters(),
+            "trainable": policy.num_parameters(only_trainable=True),
+            "dtype": str(policy.dtype),
+            "adapter": describe_adapter(policy),
             "dropouts_disabled": self.num_dropouts_disabled,
         }
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from burnish.trainers.dpo import DPOTrainer
-    from burnish.trainers.grpo import GRPOTrainer
+    from burnish.trainers.policy_gradient import PolicyGradientTrainer
     from burnish.trainers.reward import RewardTrainer
     from burnish.types import PreferenceBatch, RolloutBatch, TokenBatch
 
@@ -86,12 +86,12 @@ def check_dpo(trainer: DPOTrainer, batch: PreferenceBatch) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def check_on_policy(trainer: GRPOTrainer, batch: RolloutBatch) -> dict[str, Any]:
+def check_on_policy(trainer: PolicyGradientTrainer, batch: RolloutBatch) -> dict[str, Any]:
     """Compare a micro-batch's log-probs with `plain_logps` and with the sampler's own: on the first step all agree.
 
     Then the ratio of policy to old policy is 1, and the KL to a copy of the policy 0.
     """
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model = trainer.policy
     was_training = model.training
     model.eval()
     with trainer.accelerator.autocast():

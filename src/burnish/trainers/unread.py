@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from burnish.trainers.config import PolicyConfig
 
 _LIMITS = "set max_prompt_length and max_completion_length"
-_NO_REFERENCE = "beta=0 trains without a reference"
+_NO_REFERENCE = "beta=0 trains without a reference (kl_coef=0 in PPO)"
 # Options about rows that hold an answer -> what there is instead, where answers are sampled.
 OF_ROWS = {
     "max_length": _LIMITS,
@@ -30,6 +30,10 @@ SWITCHES = {
     ),
     "use_adaptive_entropy": ("entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target"),
     "beta": ("kl_estimator", "use_kl_in_reward", "sync_ref_model", "ref_model_bema"),
+    "kl_coef": ("kl_estimator", "use_kl_in_reward", "kl_target", "sync_ref_model", "ref_model_bema"),
+    "kl_target": ("kl_horizon",),
+    "critic_warmup_steps": ("critic_warmup_lam",),
+    "max_grad_norm": ("critic_max_grad_norm",),
 }
 
 

@@ -9,7 +9,7 @@ completions, a group is one prompt with G. No parcel is ever changed; a room ret
 
 from burnish.types.batch import PAIR_UNITS, Parcel, PreferenceBatch, TokenBatch, wide
 from burnish.types.loss import LossOutput, Mean, Term
-from burnish.types.rollout import Answers, Completion, PolicyTokens, RewardTable, RolloutBatch, TokenLoss
+from burnish.types.rollout import Answers, Completion, MixedBatch, PolicyTokens, RewardTable, RolloutBatch, TokenLoss
 from burnish.types.stats import PairLogps, PairScores, TokenStats
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Completion",
     "LossOutput",
     "Mean",
+    "MixedBatch",
     "PairLogps",
     "PairScores",
     "Parcel",

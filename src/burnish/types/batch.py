@@ -65,13 +65,14 @@ class TokenBatch:
 
     def to(self: Parcel, device: torch.device | str, *, non_blocking: bool = False) -> Parcel:
         """The same parcel with every tensor on `device`."""
-        return self._apply(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self.mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self: Parcel) -> Parcel:
         """The same parcel in page-locked memory, as torch's DataLoader asks for it."""
-        return self._apply(lambda tensor: tensor.pin_memory())
+        return self.mapped(lambda tensor: tensor.pin_memory())
 
-    def _apply(self: Parcel, function: Callable[[Tensor], Tensor]) -> Parcel:
+    def mapped(self: Parcel, function: Callable[[Tensor], Tensor]) -> Parcel:
+        """The same parcel with a function of every tensor."""
         return replace(self, **{f.name: _map_tensors(getattr(self, f.name), function) for f in fields(self)})
 
     def take(self: Parcel, rows: Int[Tensor, "K"]) -> Parcel:
@@ -112,6 +113,11 @@ class TokenBatch:
         if per == "token":
             return self.loss_mask * rows[:, None]
         raise ValueError(f"{type(self).__name__} has no unit {per!r}; it has: {', '.join(self.units)}")
+
+    def unit_rows(self, per: str) -> Int[Tensor, "N"]:
+        """The row of the data set of each row of a unit."""
+        del per
+        return self.row_id
 
     @property
     def units(self) -> tuple[str, ...]:
@@ -199,4 +205,4 @@ def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
         return {key: _map_tensors(item, function) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
     if isinstance(value, tuple):
         return tuple(_map_tensors(item, function) for item in value)  # pyright: ignore[reportUnknownVariableType]
-    return value
+    return value.mapped(function) if isinstance(value, TokenBatch) else value

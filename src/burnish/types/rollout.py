@@ -183,6 +183,48 @@ class RolloutBatch(TokenBatch):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class MixedBatch(RolloutBatch):
+    """Sampled completions with supervised rows beside them, whose tokens are a unit of their own.
+
+    Attributes:
+        supervised: rows whose trained tokens are to become likelier, or None.
+
+    Example: four sampled answers of three tokens, and two supervised ones of five: units `row` 4, `token` 12,
+        `supervised_token` 10.
+    """
+
+    supervised: TokenBatch | None = None
+
+    def take(self, rows: Int[Tensor, "K"]) -> MixedBatch:
+        """As in `TokenBatch`; the supervised rows stay with the first row, so that parts have them once."""
+        supervised = self.supervised if bool((rows == 0).any()) else None
+        return replace(super().take(rows), supervised=supervised)
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """`row`, `token`, and `supervised_token` where there are supervised rows."""
+        return super().units if self.supervised is None else (*super().units, "supervised_token")
+
+    def unit_weights(self, per: str) -> Tensor:
+        """As in `RolloutBatch`; `supervised_token`: (N, T) of the supervised rows."""
+        if per == "supervised_token" and self.supervised is not None:
+            return self.supervised.unit_weights("token")
+        return super().unit_weights(per)
+
+    def unit_rows(self, per: str) -> Int[Tensor, "N"]:
+        """As in `TokenBatch`; supervised rows have a data set of their own."""
+        if per == "supervised_token" and self.supervised is not None:
+            return self.supervised.row_id
+        return super().unit_rows(per)
+
+    @property
+    def num_input_tokens(self) -> Int[Tensor, ""]:
+        """Those of the supervised rows included."""
+        own = super().num_input_tokens
+        return own if self.supervised is None else own + self.supervised.num_input_tokens
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PolicyTokens:
     """All that a policy loss sees. Padding and untrained tokens are False in `mask`, and may hold anything finite.
 
