@@ -1,8 +1,9 @@
 """Fill in what the pages of docs/ take from the code: `python tools/flow.py` (that is `make docs`).
 
 A page says `<!-- generated: NAME -->` and `<!-- end -->`; what stands between them is written here. The blocks of
-docs/flow.md are recorded from a run that walks one batch through every room of `DPOTrainer`. Its model is tiny,
-float64, and its weights are sines, so that the page is the same byte for byte on every machine.
+docs/flow.md and docs/flow-grpo.md are recorded from runs that walk one batch through every room of `DPOTrainer` and
+`GRPOTrainer`. Their model is tiny, float64, and its weights are sines, so that the pages are the same byte for byte on
+every machine.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import torch
+from flow_grpo import GRPO_FLOW, record_grpo
 from losses_table import divergences_table, losses_table
 from policy_tables import advantages_table, aggregations_table, importance_table, kl_table, policy_losses_table
+from recording import WORDS, log_lines, make_model, make_tokenizer, named_means, number, tensors
 from reward_tables import reward_fields_table, reward_losses_table
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback, TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 from trl_tables import (
     default_of,
     own_fields_table,
@@ -42,38 +43,10 @@ from burnish.metrics import EXPLANATIONS
 from burnish.trainers.config import REFUSED
 
 DOCS = Path(__file__).parents[1] / "docs"
-TEMPLATE = (
-    "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} <end> {% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-_SENTENCE = "what colour is the sky ? grass it blue green and not red"
-WORDS = ["<pad>", "<end>", "<user>", "<assistant>", *_SENTENCE.split()]
 ROWS = [("what colour is the sky ?", "it is blue", "green and red"), ("what is green ?", "grass", "the sky is not")]
 ROWS += [("what is red ?", "not the sky", "grass")]
 
-# The model and the run.
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word."""
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<pad>", chat_template=TEMPLATE)
-
-
-def make_model(phase: float) -> LlamaForCausalLM:
-    """A Llama in float64 whose weights are sines that start at `phase`; no random generator, no file."""
-    config = LlamaConfig(
-        vocab_size=len(WORDS), hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=64, pad_token_id=0, eos_token_id=1, bos_token_id=None,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config).double()
-    with torch.no_grad():
-        for index, (name, weight) in enumerate(model.named_parameters()):
-            if "norm" not in name:
-                sines = torch.sin(torch.arange(weight.numel(), dtype=torch.float64) * (1.7 + 0.1 * index) + phase)
-                weight.copy_(0.8 * sines.view_as(weight))
-    return model
+# The run.
 
 
 class RecordingTrainer(DPOTrainer):
@@ -147,29 +120,6 @@ def record() -> Mapping[str, Any]:
 # The blocks of docs/flow.md.
 
 
-def _number(value: float) -> str:
-    """Three decimals; the sign of a zero is dropped."""
-    return re.sub(r"^-(0\.0+)$", r"\1", f"{value:.3f}")
-
-
-def _values(tensor: torch.Tensor) -> str:
-    """A tensor of at most two dimensions, a row a line; masks as 0 and 1."""
-    if tensor.ndim == 0:
-        return _number(tensor.item()) if tensor.is_floating_point() else str(int(tensor))
-    if tensor.ndim == 1:
-        return f"[{' '.join(_values(item) for item in tensor)}]"
-    return "\n".join(_values(row) for row in tensor)
-
-
-def _tensors(named: Mapping[str, torch.Tensor], *legends: str) -> list[str]:
-    """Name, shape and values of each tensor; the last legend holds for all that follow."""
-    lines: list[str] = []
-    for index, (name, tensor) in enumerate(named.items()):
-        lines.append(f"{name:24} {legends[min(index, len(legends) - 1)]} = {tuple(tensor.shape)}")
-        lines += [f"    {line}" for line in _values(tensor.detach()).split("\n")]
-    return lines
-
-
 def _prepared(seen: Mapping[str, Any]) -> list[str]:
     lines: list[str] = []
     for (prompt, chosen, rejected), row in zip(ROWS, seen["_prepare_dataset"], strict=True):
@@ -187,7 +137,7 @@ def _prepared(seen: Mapping[str, Any]) -> list[str]:
 def _collated(seen: Mapping[str, Any]) -> list[str]:
     names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "loss_mask", "prompt_index", "row_id")
     legends = ("(P, L)", "(P, L)", "(N, T)", "(N, T)", "(N, T)", "(N,)", "(N,)", "(M, 2)")
-    return _tensors({name: seen["data_collator"][name] for name in (*names, "pairs")}, *legends)
+    return tensors({name: seen["data_collator"][name] for name in (*names, "pairs")}, *legends)
 
 
 def _step(seen: Mapping[str, Any]) -> list[str]:
@@ -200,35 +150,22 @@ def _stats(seen: Mapping[str, Any]) -> list[str]:
     stats = seen["concatenated_forward"]
     named = {"logps": stats.logps, "mask": stats.mask, "entropy": stats.entropy}
     extra = {f"extra[{name!r}]": tensor for name, tensor in stats.extra.items()}
-    return [*_tensors({**named, **extra}, "(N, T)"), *_tensors({"sequence_sum()": stats.sequence_sum()}, "(N,)")]
+    return [*tensors({**named, **extra}, "(N, T)"), *tensors({"sequence_sum()": stats.sequence_sum()}, "(N,)")]
 
 
 def _loss(seen: Mapping[str, Any]) -> list[str]:
     pair = seen["PairLogps"]
     names = ("chosen", "rejected", "ref_chosen", "ref_rejected", "chosen_length", "rejected_length", "logratio_diff")
-    received = _tensors({f"pair.{name}": getattr(pair, name) for name in names}, "(M,)")
-    returned = _tensors({f"{term.name}, per {term.per}": term.losses for term in seen["dpo_loss"]}, "(M,)")
+    received = tensors({f"pair.{name}": getattr(pair, name) for name in names}, "(M,)")
+    returned = tensors({f"{term.name}, per {term.per}": term.losses for term in seen["dpo_loss"]}, "(M,)")
     return ["receives", *received, "", "returns", *returned]
-
-
-def _metrics(seen: Mapping[str, Any]) -> list[str]:
-    metrics = seen["get_batch_loss_metrics"].metrics.items()
-    return [
-        f"{name:22} total {_number(mean.total.item()):>8}   weight {mean.weight.item():g}" for name, mean in metrics
-    ]
 
 
 def _division(seen: Mapping[str, Any]) -> list[str]:
     total, pairs = seen["dpo_loss"][0].losses.sum().item(), seen["get_batch_samples"][1]["pair"].item()
     share = seen["compute_loss"].item()
     assert math.isclose(total / pairs, share, rel_tol=1e-12)
-    return [f"{_number(total)} / {pairs:g} = {_number(share)}"]
-
-
-def _log(seen: Mapping[str, Any]) -> list[str]:
-    shown = {name: _number(value) if isinstance(value, float) else value for name, value in seen["log"].items()}
-    shown |= {"learning_rate": f"{seen['log']['learning_rate']:g}", "step_time": "(seconds)"}
-    return [f"{name:22} {value}" for name, value in shown.items()]
+    return [f"{number(total)} / {pairs:g} = {number(share)}"]
 
 
 # The tables of the other pages.
@@ -262,11 +199,11 @@ FLOW: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "data_collator": _collated,
     "get_batch_samples": _step,
     "concatenated_forward": _stats,
-    "compute_ref_log_probs": lambda seen: _tensors({"ref_logps": seen["compute_ref_log_probs"]}, "(N, T)"),
+    "compute_ref_log_probs": lambda seen: tensors({"ref_logps": seen["compute_ref_log_probs"]}, "(N, T)"),
     "dpo_loss": _loss,
-    "get_batch_loss_metrics": _metrics,
+    "get_batch_loss_metrics": lambda seen: named_means(seen["get_batch_loss_metrics"].metrics),
     "compute_loss": _division,
-    "log": _log,
+    "log": lambda seen: log_lines(seen["log"]),
 }
 TABLES: dict[str, Callable[[], str]] = {
     "losses": losses_table,
@@ -291,10 +228,12 @@ BLOCK = re.compile(r"<!-- generated: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def generate(name: str) -> str:
-    """The content of a block: a table, or `flow:ROOM`."""
-    if not name.startswith("flow:"):
+    """The content of a block: a table, or `flow:ROOM` and `flow-grpo:ROOM`."""
+    page, _, room = name.partition(":")
+    if not room:
         return TABLES[name]()
-    return "\n".join(["```text", *FLOW[name.removeprefix("flow:")](record()), "```"])
+    rooms, recorded = {"flow": (FLOW, record), "flow-grpo": (GRPO_FLOW, record_grpo)}[page]
+    return "\n".join(["```text", *rooms[room](recorded()), "```"])
 
 
 def fill(text: str) -> str:

@@ -1,0 +1,171 @@
+"""The blocks of docs/flow-grpo.md: one round and one optimizer step of `GRPOTrainer`, room by room."""
+
+from __future__ import annotations
+
+import functools
+import math
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from recording import WORDS, log_lines, make_model, make_tokenizer, named_means, number, tensors
+from transformers import PrinterCallback
+
+from burnish import GRPOConfig, GRPOTrainer
+
+PROMPTS = [("what colour is the sky ?", "blue"), ("what is green ?", "grass")]
+
+
+def variety(completions: list[Any], **_: Any) -> list[float]:
+    """The words of an answer that are not there twice, of five."""
+    return [len(set(answer[0]["content"].split())) / 5 for answer in completions]
+
+
+def named(completions: list[Any], answer: list[str], **_: Any) -> list[float | None]:
+    """1 if the word of the column is in the answer; an empty answer is not scored."""
+    texts = [completion[0]["content"].split() for completion in completions]
+    return [float(word in text) if text else None for text, word in zip(texts, answer, strict=True)]
+
+
+class RecordingTrainer(GRPOTrainer):
+    """`GRPOTrainer` that remembers what left each room in its first round, and for the first micro-batch."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.seen: dict[str, Any] = {}
+        self.in_step = False
+        super().__init__(*args, **kwargs)
+
+    def _keep(self, room: str, result: Any, *, early: bool = False) -> Any:
+        if self.in_step or early:
+            self.seen.setdefault(room, result)
+        return result
+
+    def _prepare_dataset(self, dataset: Any, name: str) -> Any:
+        return self._keep("_prepare_dataset", super()._prepare_dataset(dataset, name), early=True)
+
+    def _generate(self, prompts: Any) -> Any:
+        return self._keep("_generate", super()._generate(prompts), early=True)
+
+    def _calculate_rewards(self, *args: Any) -> Any:
+        return self._keep("_calculate_rewards", super()._calculate_rewards(*args), early=True)
+
+    def _rescore(self, batch: Any) -> Any:
+        return self._keep("_rescore", super()._rescore(batch), early=True)
+
+    def _credit(self, whole: Any, batch: Any) -> Any:
+        return self._keep("_credit", super()._credit(whole, batch), early=True)
+
+    def get_batch_samples(self, *args: Any) -> Any:
+        return self._keep("get_batch_samples", super().get_batch_samples(*args), early=True)
+
+    def _get_per_token_logps_and_entropies(self, *args: Any) -> Any:
+        result = super()._get_per_token_logps_and_entropies(*args)
+        return self._keep("_get_per_token_logps_and_entropies", result)
+
+    def _compute_loss(self, *args: Any) -> Any:
+        return self._keep("_compute_loss", super()._compute_loss(*args))
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        self.in_step = True
+        return self._keep("compute_loss", super().compute_loss(*args, **kwargs))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        self._keep("log", dict(logs))
+
+
+@functools.cache
+def record_grpo() -> Mapping[str, Any]:
+    """What left each room in one round: 2 prompts, 4 answers each, one optimizer step of two micro-batches."""
+    with tempfile.TemporaryDirectory() as directory:
+        config = GRPOConfig(
+            output_dir=directory, max_steps=1, num_generations=4, per_device_train_batch_size=4,
+            gradient_accumulation_steps=2, max_completion_length=5, beta=0.1, reward_weights=[1.0, 0.5],
+            reward_isolation="none", shuffle_dataset=False, logging_steps=1, save_strategy="no", report_to="none",
+            disable_tqdm=True, cpu_tuning="off", use_cpu=True, log_level="error", seed=7,
+        )  # fmt: skip
+        rows = [{"prompt": [{"role": "user", "content": prompt}], "answer": answer} for prompt, answer in PROMPTS]
+        trainer = RecordingTrainer(
+            make_model(0.0), [variety, named], config, ref_model=make_model(0.2), train_dataset=rows,
+            processing_class=make_tokenizer(),
+        )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return trainer.seen
+
+
+def _words(ids: Any) -> str:
+    return " ".join(WORDS[token] for token in ids)
+
+
+def _prepared(seen: Mapping[str, Any]) -> list[str]:
+    lines: list[str] = []
+    for (prompt, answer), row in zip(PROMPTS, seen["_prepare_dataset"], strict=True):
+        lines.append(f"row {row['row_id']}: {prompt!r}, answer {answer!r}")
+        lines.append(f"    prompt_input_ids     {row['prompt_input_ids']}  {_words(row['prompt_input_ids'])}")
+    return lines
+
+
+def _generated(seen: Mapping[str, Any]) -> list[str]:
+    lines: list[str] = []
+    for number_of, completion in enumerate(seen["_generate"]):
+        ids, logps = completion.token_ids.tolist(), " ".join(map(number, completion.logps.tolist()))
+        lines.append(f"completion {number_of}, finish_reason {completion.finish_reason!r}: {_words(ids)}")
+        lines.append(f"    token_ids {ids}   logps [{logps}]")
+    return lines
+
+
+def _rewards(seen: Mapping[str, Any]) -> list[str]:
+    table = seen["_calculate_rewards"]
+    lines = tensors({"rewards": table.rewards}, "(N, F)")
+    lines += [f"names {list(table.names)}, weights {table.weights.tolist()}"]
+    return [*lines, *tensors({"total()": table.total()}, "(N,)")]
+
+
+def _rescored(seen: Mapping[str, Any]) -> list[str]:
+    batch = seen["_rescore"]
+    names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "loss_mask", "prompt_index", "row_id")
+    legends = ("(P, L)", "(P, L)", "(N, T)", "(N, T)", "(N, T)", "(N,)", "(N,)", "(N, T)", "(N, T)")
+    lines = tensors({name: batch[name] for name in (*names, "sampler_logps", "ref_logps")}, *legends)
+    return [*lines, f"old_logps                {batch.old_logps}"]
+
+
+def _step(seen: Mapping[str, Any]) -> list[str]:
+    parcels, counts = seen["get_batch_samples"]
+    lines = [f"parcels: {len(parcels)}, of {' and '.join(str(len(parcel)) for parcel in parcels)} answers"]
+    return [*lines, *(f"counts[{name!r}] = {count.item():g}" for name, count in counts.items())]
+
+
+def _stats(seen: Mapping[str, Any]) -> list[str]:
+    stats = seen["_get_per_token_logps_and_entropies"]
+    return tensors({"logps": stats.logps, "mask": stats.mask, "entropy": stats.entropy}, "(N, T)")
+
+
+def _loss(seen: Mapping[str, Any]) -> list[str]:
+    output = seen["_compute_loss"]
+    parts = {f"{term.name}, per {term.per}, times {term.coefficient:g}": term.losses for term in output.terms}
+    return [*tensors(parts, "(N, T)"), "", *named_means(output.metrics)]
+
+
+def _division(seen: Mapping[str, Any]) -> list[str]:
+    terms, counts = seen["_compute_loss"].terms, seen["get_batch_samples"][1]
+    mask = seen["_get_per_token_logps_and_entropies"].mask
+    parts = [(term.coefficient, (term.losses * mask).sum().item(), counts[term.per].item()) for term in terms]
+    share = seen["compute_loss"].item()
+    assert math.isclose(sum(factor * total / count for factor, total, count in parts), share, rel_tol=1e-9)
+    shown = " + ".join(f"{factor:g} x {number(total)} / {count:g}" for factor, total, count in parts)
+    return [f"{shown} = {number(share)}"]
+
+
+GRPO_FLOW: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
+    "_prepare_dataset": _prepared,
+    "_generate": _generated,
+    "_calculate_rewards": _rewards,
+    "_rescore": _rescored,
+    "_credit": lambda seen: tensors({"advantages": seen["_credit"].advantages}, "(N, 1)"),
+    "get_batch_samples": _step,
+    "_get_per_token_logps_and_entropies": _stats,
+    "_compute_loss": _loss,
+    "compute_loss": _division,
+    "log": lambda seen: log_lines(seen["log"]),
+}
