@@ -38,8 +38,8 @@ def test_a_conversation():
 
 
 def test_plain_text_is_trained_from_its_second_token():
-    ((row,), _) = prepare([{"text": "Once upon"}])
-    assert texts(row) == ("O", "nce upon<|im_end|>")
+    ((row,), _) = prepare([{"text": "Hi all"}])
+    assert texts(row) == ("H", "i all<|im_end|>")
 
 
 def test_long_rows_lose_their_end():

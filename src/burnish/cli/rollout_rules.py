@@ -68,8 +68,8 @@ def rollout_problems(values: Values, schema: Mapping[str, Any], broken: set[str]
     for name in [name for name in OF_ROWS if name in changed]:
         text = f"is about rows that hold an answer, and these answers are sampled: leave it out; {OF_ROWS[name]}"
         yield Problem(path_of(name), text)
-    for switch, names in SWITCHES.items():
-        for name in [name for name in names if name in changed and not values[switch]]:
+    for switch in [switch for switch in SWITCHES if switch in values]:
+        for name in [name for name in SWITCHES[switch] if name in changed and not values[switch]]:
             yield Problem(path_of(name), f"has no effect while {switch} is {values[switch]}: set that, or leave it out")
     fitting = schema["x-corrections"].get(str(values["loss_type"]))
     mode = values["importance_sampling_mode"]
