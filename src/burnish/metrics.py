@@ -64,9 +64,9 @@ EXPLANATIONS: dict[str, str] = {
     "means that the model scores length.",
     "margin": "Score of the chosen minus that of the rejected answer: the log-odds of the preference.",
     "margin/": "margin of the pairs of one source.",
-    "min_reward": "Smallest score of a micro-batch, mean over micro-batches.",
+    "min_reward": "Smallest score of a micro-batch, or of a part of one under the token budget, mean over these.",
     "mean_reward": "Mean score of all answers. Only differences matter; far from 0, set center_rewards_coefficient.",
-    "max_reward": "Largest score of a micro-batch, mean over micro-batches.",
+    "max_reward": "Largest score of a micro-batch, or of a part of one under the token budget, mean over these.",
     "score_length_correlation": "Correlation of an answer's score with its tokens; near 1: length is what is scored.",
     "calibration_error": "How far the model is from being right as often as it is sure: the distance of share and "
     "confidence of the reliability bins, mean over pairs.",
