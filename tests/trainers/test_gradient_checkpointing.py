@@ -32,7 +32,7 @@ SETTINGS = {
 
 def gradients_and_calls(directory: Path, **options):
     """The gradients of a short training, and how often its first layer ran."""
-    trainer = make_trainer(directory, rows=make_rows(8), ref_seed=None, **options)
+    trainer = make_trainer(directory, rows=make_rows(8), ref_seed=None, prefix_sharing="off", **options)
     calls = []
     layer = plain_model(trainer.model).model.layers[0]
     layer.mlp.register_forward_pre_hook(lambda *_: calls.append(trainer.model.training))
