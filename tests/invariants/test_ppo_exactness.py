@@ -45,16 +45,16 @@ CASES = {
 def test_gradients_and_metrics_do_not_depend_on_micro_batches(tmp_path, case):
     """16 answers a step as 1 x 16, 4 x 4 and 8 x 2, while policy and critic learn, in float64.
 
-    To 1e-7: half a group may take another layout than a whole one, and the model's norms are computed in float32.
+    To 1e-5 over six steps: half a group may take another layout than a whole one, and the model's norms are computed in float32.
     """
     gradients, lines = run(tmp_path / "16", 16, 1, **CASES[case])
     assert len(gradients) == 6
     for rows, accumulation in [(4, 4), (2, 8)]:
         cut, cut_lines = run(tmp_path / str(rows), rows, accumulation, **CASES[case])
         for mine, reference in zip(cut, gradients, strict=True):
-            assert relative_distance(mine, reference) < 1e-7
+            assert relative_distance(mine, reference) < 1e-5
         for mine, reference in zip(cut_lines, lines, strict=True):
-            assert mine == pytest.approx(reference, rel=1e-6, abs=1e-6)
+            assert mine == pytest.approx(reference, rel=1e-5, abs=1e-5)
 
 
 HERE = Path(__file__).parent
@@ -97,4 +97,4 @@ def test_two_processes_equal_one(tmp_path, case, cut):
     for mine, reference in zip(two, gradients, strict=True):
         assert relative_distance(mine, reference) < 1e-6
     for mine, reference in zip(log, step_lines(one), strict=True):
-        assert mine == pytest.approx(repeatable(reference), rel=1e-6, abs=1e-6)
+        assert mine == pytest.approx(repeatable(reference), rel=1e-5, abs=1e-5)
