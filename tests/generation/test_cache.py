@@ -4,17 +4,19 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from burnish.generation.cache import CACHES, SLACK, PlacedRows, Room
+from burnish.generation.cache import Room
 from burnish.generation.decode import left_padded, next_logits, prefill
+from burnish.generation.kinds import CACHES
+from burnish.generation.placed import SLACK, PlacedRows
 from burnish.models.introspect import UnsupportedModelError
 from conftest import make_model
 
 
 def make_cache(model, kind: str, prompts: list[list[int]], **settings):
     """A cache for four rows, and the prompts, run."""
-    sizes = {"num_rows": 4, "longest_prompt": max(map(len, prompts)), "max_new_tokens": 6, "refills": True, **settings}
+    sizes = {"num_rows": 4, "longest_prompt": max(map(len, prompts)), "rows_per_prompt": 4, "max_new_tokens": 6}
     ids, mask = left_padded([torch.tensor(prompt) for prompt in prompts], 0)
-    return CACHES[kind](model.config, Room(**sizes)), prefill(model, ids, mask)
+    return CACHES[kind](model.config, Room(**{**sizes, "refills": True, **settings})), prefill(model, ids, mask)
 
 
 def assert_logits_of_texts(model, logits: torch.Tensor, texts: list[list[int]]) -> None:
@@ -121,4 +123,4 @@ def test_under_autocast_keys_are_kept_as_they_are_attended_to():
 def test_layers_that_remember_something_else_are_named():
     config = CONFIG_MAPPING["lfm2"](num_hidden_layers=2, layer_types=["conv", "full_attention"])
     with pytest.raises(UnsupportedModelError, match="it keeps LinearAttentionLayer beside keys and values"):
-        PlacedRows(config, Room(num_rows=1, longest_prompt=1, max_new_tokens=1, refills=False))
+        PlacedRows(config, Room(num_rows=1, longest_prompt=1, rows_per_prompt=1, max_new_tokens=1, refills=False))

@@ -7,7 +7,10 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from burnish import Completion, NativeGenerator, Prompt, SamplingParams, TokenBatch, forward
-from burnish.generation.cache import CACHES, Room
+from burnish.generation import packing
+from burnish.generation.cache import Room
+from burnish.generation.decode import problem_with
+from burnish.generation.kinds import CACHES
 from burnish.models.forward import install_forward
 from burnish.models.introspect import UnsupportedModelError
 from conftest import make_model
@@ -66,10 +69,10 @@ FAMILIES = {
 }
 
 
-def make_family(kind: str):
+def make_family(kind: str, **more):
     """A random model whose norms and biases are random too."""
     torch.manual_seed(0)
-    settings = {**SMALL, **FAMILIES[kind]}
+    settings = {**SMALL, **FAMILIES[kind], **more}
     attention = settings.pop("attn_implementation", None)
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**settings), attn_implementation=attention).eval()
     with torch.no_grad():
@@ -132,12 +135,48 @@ def test_families(family):
     assert share_of_equal_rows(completions, alone) == 1
     expected = "cache dynamic" if family in HYBRIDS else "cache rows"
     assert generator.description.startswith(expected)
-    assert generator.fell_back == ("not rows" in generator.description) == (family in HYBRIDS)
+    assert ("not rows" in generator.description) == (family in HYBRIDS)
 
 
 def share_of_equal_rows(left: list[Completion], right: list[Completion]) -> float:
     pairs = list(zip(ids_of(left), ids_of(right), strict=True))
     return sum(one == other for one, other in pairs) / len(pairs)
+
+
+NOT_SHARED = {
+    "gemma2": "a mask, a softcap or dropout of its own",
+    "gpt_oss": "attention with s_aux",
+    **dict.fromkeys(HYBRIDS, "beside keys and values"),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_with_shared_prompts(family):
+    """Where attention is plain, prompts that are there once change nothing; elsewhere the reason is told."""
+    model = make_family(family, **({"sliding_window": 64} if "sliding_window" in FAMILIES[family] else {}))
+    if family in NOT_SHARED:
+        assert NOT_SHARED[family] in problem_with(model, "shared")
+        return
+    generator = NativeGenerator(model, pad_token_id=0, max_rows=5, cache="shared")
+    completions = answer(model, generator=generator, num_samples=4)
+    assert generator.description.startswith("cache shared")
+    assert not generator.fell_back
+    assert ids_of(completions) == ids_of(
+        answer(model, generator=NativeGenerator(model, pad_token_id=0, cache="rows"), num_samples=4)
+    )
+    for completion in completions:
+        torch.testing.assert_close(completion.logps, own_logps(model, completion), rtol=1e-4, atol=1e-4)
+
+
+def test_prompts_are_shared_where_that_pays():
+    """Not if they are short, have few answers, or are longer than a window."""
+    model = make_family("mistral", sliding_window=100)
+    generator = NativeGenerator(model, pad_token_id=0)
+    for length, num_samples, expected in ((70, 4, "shared"), (20, 4, "rows"), (70, 2, "rows"), (95, 4, "rows")):
+        answer(model, make_prompts([[5] * length]), generator=generator, num_samples=num_samples)
+        assert generator.description.startswith(f"cache {expected}")
+    with pytest.raises(UnsupportedModelError, match="rows of 107 tokens are longer than a window of 100"):
+        answer(model, make_prompts([[9] * 95]), generator=NativeGenerator(model, pad_token_id=0, cache="shared"))
 
 
 def test_first_tokens_follow_the_softmax(model):
@@ -409,7 +448,7 @@ def test_stop_strings_over_the_borders_of_tokens(model, tokenizer):
 
 
 def test_caches_are_named_and_the_wanted_one_is_taken(model):
-    with pytest.raises(ValueError, match="cache='static'; allowed: auto, rows, dynamic"):
+    with pytest.raises(ValueError, match="cache='static'; allowed: auto, shared, rows, dynamic"):
         NativeGenerator(model, pad_token_id=0, cache="static")
     generator = NativeGenerator(model, pad_token_id=0, cache="dynamic")
     answer(model, generator=generator, max_new_tokens=1)
@@ -417,6 +456,41 @@ def test_caches_are_named_and_the_wanted_one_is_taken(model):
     hybrid = make_family("lfm2")
     with pytest.raises(UnsupportedModelError, match="it keeps LinearAttentionLayer beside keys and values"):
         answer(hybrid, generator=NativeGenerator(hybrid, pad_token_id=0, cache="rows"))
+
+
+@pytest.fixture
+def _small_layers_are_packed(monkeypatch):
+    monkeypatch.setattr(packing, "MIN_WEIGHTS", 1)
+
+
+@pytest.mark.usefixtures("_small_layers_are_packed")
+def test_packing_changes_nothing_and_is_used_where_it_pays(model):
+    """In 48 steps or more, unless it is said."""
+    plain = answer(model, generator=NativeGenerator(model, pad_token_id=0, packing="off"), end_token_ids=())
+    for kind, max_rows, is_packed in (("on", 64, True), ("auto", 3, True), ("auto", 64, False), ("off", 3, False)):
+        generator = NativeGenerator(model, pad_token_id=0, packing=kind, max_rows=max_rows)
+        completions = answer(model, generator=generator, end_token_ids=())
+        assert share_of_equal_rows(completions, plain) == 1
+        assert ("15 linear layers read packed copies" in generator.description) == is_packed
+    assert "forward" not in vars(model.lm_head)
+
+
+@pytest.mark.usefixtures("_small_layers_are_packed")
+@pytest.mark.parametrize("packing_option", ["on", "off"])
+def test_a_precision_of_its_own(model, packing_option):
+    """bfloat16 for a float32 policy is what autocast gives, and float32 under autocast is the policy's own."""
+    exact, rough = (
+        NativeGenerator(model, pad_token_id=0, packing=packing_option, dtype=dtype) for dtype in ("float32", "bfloat16")
+    )
+    plain, drawn = answer(model), answer(model, generator=rough)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert ids_of(answer(model, generator=exact)) == ids_of(plain)
+        assert ids_of(answer(model)) == ids_of(drawn)
+    gaps = torch.cat([one.logps - own_logps(model, one) for one in drawn]).abs()
+    assert 1e-4 < gaps.mean() < 0.1
+    assert drawn[0].logps.dtype == torch.float32
+    with pytest.raises(ValueError, match=r"dtype=.float32., but the weights are torch\.bfloat16"):
+        answer(model.to(torch.bfloat16), generator=exact)
 
 
 # Models as they come.

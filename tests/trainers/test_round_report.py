@@ -14,7 +14,8 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).parents[1] / "invariants"))
 from online_training import make_online_trainer, make_prompts, near_wanted
 
-from burnish.generation.cache import GrowingRows, PlacedRows
+from burnish.generation.cache import GrowingRows
+from burnish.generation.placed import PlacedRows
 from burnish.runtime.rundir import read_events
 from burnish.trainers.round_table import round_table
 
@@ -198,5 +199,5 @@ def test_a_cache_of_ones_own_choice(tmp_path):
     _, run_dir = watched(tmp_path, max_steps=1, generation_cache="dynamic")
     engines = [event["message"] for event in read_events(run_dir / "events.jsonl") if event["kind"] == "engine"]
     assert engines == [f"answers are decoded with cache dynamic: {GrowingRows.sentence}"]
-    with pytest.raises(ValueError, match="generation_cache='static'; allowed: auto, rows, dynamic"):
+    with pytest.raises(ValueError, match="generation_cache='static'; allowed: auto, shared, rows, dynamic"):
         watched(tmp_path, generation_cache="static")

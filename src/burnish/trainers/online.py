@@ -22,7 +22,6 @@ from burnish.data.prompt_stream import PromptStream
 from burnish.data.prompts import PromptReport, check_prompt_columns, prepare_prompts
 from burnish.data.sources import load_rows
 from burnish.generation.base import Generator, Prompt
-from burnish.generation.native import NativeGenerator
 from burnish.models.adapters import plain_model
 from burnish.rollout.collect import PromptRow, Refill, RolloutSteps, collect
 from burnish.rollout.plan import cut_rows
@@ -92,12 +91,8 @@ class OnlineTrainer(PromptEvaluationMixin, PolicyTrainer, ABC):
         check_positions(plain_model(self.model).config, longest, max_new_tokens=options.max_completion_length or 0)
         self.pad_token_id = self._pad_token_id()
         self.sampling = options.sampling_params(end_token_ids=self.end_token_ids)
-        self.generator: Generator = generator or NativeGenerator(
-            self.policy,
-            pad_token_id=self.pad_token_id,
-            tokenizer=self.tokenizer,
-            max_rows=options.generation_max_rows,
-            cache=options.generation_cache,
+        self.generator: Generator = generator or options.make_generator(
+            self.policy, pad_token_id=self.pad_token_id, tokenizer=self.tokenizer
         )
         window = options.curriculum_window
         self.prompt_stream = PromptStream(

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from burnish.generation.base import SamplingParams
-from burnish.generation.native import CHOICES
 from burnish.rollout.plan import RoundPlan, plan_round
-from burnish.trainers.config import PolicyConfig, arg
+from burnish.trainers.config import arg
+from burnish.trainers.engine_options import EngineOptions
 from burnish.trainers.unread import refuse_unread
 
 
 @dataclass
-class RolloutOptions(PolicyConfig):
+class RolloutOptions(EngineOptions):
     """How a round's answers are drawn, and how many.
 
     Raises:
@@ -43,10 +43,6 @@ class RolloutOptions(PolicyConfig):
     mask_truncated_completions: bool = arg(
         False, "Leave answers that were cut out of the loss; they stay in the baseline of their group."
     )
-    generation_max_rows: int = arg(64, "Answers that are decoded together on a device.")
-    generation_cache: str = arg(
-        "auto", "Where keys and values of answers live: rows, dynamic, or auto for the fastest that is exact."
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,8 +54,6 @@ class RolloutOptions(PolicyConfig):
                 "nothing. eval_temperature may be 0."
             )
         refuse_unread(self)
-        if self.generation_cache not in CHOICES:
-            raise ValueError(f"generation_cache={self.generation_cache!r}; allowed: {', '.join(CHOICES)}")
         self.sampling_params(end_token_ids=())
         self.round_plan()
 
@@ -154,6 +148,11 @@ class OnlineConfig(RewardOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.draws_in_other_precision() and not self.importance_sampling_correction:
+            raise ValueError(
+                f"generation_dtype={self.generation_dtype!r} draws answers in another precision than that of training, "
+                "so from another distribution: set importance_sampling_correction=True, which corrects for it"
+            )
         number = self.num_generations_eval
         if number is not None and number < 0:
             raise ValueError(f"num_generations_eval={number!r}; allowed: 0 or more")
