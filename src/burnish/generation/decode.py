@@ -79,14 +79,19 @@ def problem_with(model: PreTrainedModel, kind: str) -> str:
     """Why a model does not decode exactly through a cache, or an empty string.
 
     Exact is what gives the logits of a plain forward when a few tokens come one by one. The row that is compared is
-    padded on the left, stands beside longer ones, joins them late if rows may, and moves when another one leaves.
+    padded on the left, stands beside longer ones, joins them late if rows may, and moves when another one leaves. Its
+    tokens are from all over the vocabulary: what a model says after its first few, which are special ones, may be so
+    flat that bfloat16 leaves nothing of it.
 
     Args:
         model: a causal model in evaluation mode.
         kind: a name of `CACHES`.
     """
     embeddings: Any = model.get_input_embeddings()
-    ids = torch.arange(1, PROBE_TOKENS + 1, device=embeddings.weight.device) % len(embeddings.weight)  # (8,)
+    device, vocabulary = embeddings.weight.device, len(embeddings.weight)
+    ids = (
+        torch.arange(1, PROBE_TOKENS + 1, device=device) * max(1, vocabulary // (PROBE_TOKENS + 1)) % vocabulary
+    )  # (8,)
     exact = model(input_ids=ids[None, PROBE_PADDING:], use_cache=False).logits[0, -1]
     try:
         found = _decode(model, ids, kind)
