@@ -150,6 +150,19 @@ def rewards(
 
 
 @app.command()
+def explain(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A method, loss, advantage, reward, option or metric.")
+    ] = None,
+) -> None:
+    """Say what a name is: rooms, formula, shapes, options and paper. Without one: all names."""
+    with shown_to_user(debug=False):
+        from burnish.cli import explain as explaining
+
+        typer.echo(printable(explaining.catalogue() if name is None else explaining.explain(name)))
+
+
+@app.command()
 def env() -> None:
     """Print versions and machine, to paste into an issue."""
     from burnish.cli.environment import environment_lines
