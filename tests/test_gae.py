@@ -93,9 +93,11 @@ def test_the_score_is_at_the_last_real_token():
 
 
 def test_rewards_of_tokens_are_added():
-    """Those of padding are not."""
-    mask, tokens = torch.tensor([[True, True, False]]), torch.tensor([[0.5, 0.25, 99.0]])
-    assert rewards_at_tokens(torch.tensor([2.0]), mask, tokens).tolist() == [[0.5, 2.25, 0.0]]
+    """What an untrained token earns has the trained one before it, or else the first one; all of it is kept."""
+    mask = torch.tensor([[True, True, False], [False, True, True], [True, False, True], [False, False, False]])
+    tokens = torch.tensor([[0.5, 0.25, 1.0], [4.0, 0.5, 0.25], [0.5, 4.0, 0.25], [1.0, 1.0, 1.0]])
+    found = rewards_at_tokens(torch.tensor([2.0, 2.0, 2.0, 2.0]), mask, tokens)
+    assert found.tolist() == [[0.5, 3.25, 0.0], [0.0, 4.5, 2.25], [4.5, 0.0, 2.25], [0.0, 0.0, 0.0]]
 
 
 def test_the_reward_of_each_token_is_the_gain_of_the_answer():
@@ -103,10 +105,11 @@ def test_the_reward_of_each_token_is_the_gain_of_the_answer():
     generator = torch.Generator().manual_seed(1)
     values, tokens = torch.rand(2, 4, 6, generator=generator, dtype=torch.float64).unbind(0)
     mask = torch.arange(6) < torch.tensor([[1], [3], [6], [4]])
+    tokens = torch.where(mask, tokens, 0.0)
     scores = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
     rewards = rewards_at_tokens(scores, mask, tokens)
     found, returns = gae(values, rewards, mask, gamma=1.0, lam=1.0)
-    earned = scores + torch.where(mask, tokens, 0.0).sum(1)
+    earned = scores + tokens.sum(1)
     torch.testing.assert_close(found[:, 0], earned - values[:, 0])
     torch.testing.assert_close(returns[:, 0], earned)
 

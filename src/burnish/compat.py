@@ -6,6 +6,7 @@ are accepted, so that a script runs after its import line is changed; set to any
 
 from __future__ import annotations
 
+import copy
 import functools
 import operator
 from collections.abc import Callable, Mapping
@@ -114,7 +115,6 @@ PPO_ALIASES = {
     "score_clip": "reward_clip",
 }
 UNBUILT_PPO: dict[str, tuple[Any, ...]] = {
-    "stop_token": (None, "eos"),
     "num_sample_generations": (10, 0),
     "exp_name": ("ppo_config", "ppo"),
     "ds3_gather_for_generation": (True,),
@@ -193,9 +193,19 @@ def accept_trl_fields(
             setattr(cls, name, off[0])
         for name, own in aliases.items():
             setattr(cls, name, property(operator.attrgetter(own)))
+        _name_flags(cls, aliases)
         return cls
 
     return decorate
+
+
+def _name_flags(cls: Any, aliases: Mapping[str, str]) -> None:
+    """Let HfArgumentParser know an option under its other names."""
+    for own in set(aliases.values()):
+        field = copy.copy(cls.__dataclass_fields__[own])  # an inherited one belongs to its class
+        flags = [f"--{name}" for name, target in aliases.items() if target == own]
+        field.metadata = MappingProxyType({**field.metadata, "aliases": flags})
+        cls.__dataclass_fields__[own] = field
 
 
 def refuse_unbuilt(name: str, value: Any, unbuilt: Mapping[str, tuple[Any, ...]]) -> None:

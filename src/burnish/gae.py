@@ -80,16 +80,20 @@ def rewards_at_tokens(
     Args:
         scores: what belongs to no token; NaN, of an answer that nothing scored, is 0.
         mask: the trained tokens. An answer without any earns nothing.
-        token_rewards: (N, T) what belongs to single tokens, or None.
+        token_rewards: (N, T) what belongs to single tokens, 0 at padding; or None. What a token earns that is not
+            trained, such as the tool's last one of a turn, the trained token before it has, or else the first one.
 
     >>> import torch
-    >>> rewards_at_tokens(torch.tensor([2.0]), torch.tensor([[True, True, False]]))
-    tensor([[0., 2., 0.]])
+    >>> rewards_at_tokens(torch.tensor([2.0]), torch.tensor([[True, True, False]]), torch.tensor([[0.0, 0.5, 0.25]]))
+    tensor([[0.0000, 2.7500, 0.0000]])
     """
     places = torch.arange(mask.shape[1], device=mask.device)
-    last = torch.where(mask, places, -1).amax(1, keepdim=True)  # (N, 1)
-    at_last = torch.where(places == last, scores.nan_to_num(0.0)[:, None], 0.0)  # (N, T)
-    return at_last if token_rewards is None else at_last + torch.where(mask, token_rewards, 0.0)
+    before = torch.where(mask, places, -1).cummax(1).values  # (N, T) the trained token there, or the one before
+    rewards = torch.where(places == before[:, -1:], scores.nan_to_num(0.0)[:, None], 0.0)  # (N, T)
+    if token_rewards is not None:
+        owner = torch.where(before >= 0, before, mask.long().argmax(1, keepdim=True))
+        rewards = rewards.scatter_add(1, owner, token_rewards.to(rewards.dtype))
+    return torch.where(mask, rewards, torch.zeros_like(rewards))
 
 
 def token_moments(values: Float[Tensor, "N T"], mask: Bool[Tensor, "N T"]) -> tuple[Tensor, Tensor]:

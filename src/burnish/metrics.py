@@ -218,6 +218,7 @@ class Estimate:
 RELIABILITY_BINS = ("50-60", "60-70", "70-80", "80-90", "90-100")
 CALIBRATIONS = {"calibration_error": ("reliability/", "_confidence/")}
 VARIANCES = {"val/ratio_var": "val/ratio"}
+EXPLAINED = {"val/explained_variance": ("_returns", "_return_errors")}
 WEIGHTS = {"sampling/effective_sample_size": "sampling/importance_sampling_ratio/mean"}
 CORRELATIONS = {
     "length_margin_correlation": ("length_difference", "rewards/margins", "_length_difference_x_margins"),
@@ -248,13 +249,19 @@ def shown(estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
             known[name] = Estimate(gaps / weight, weight, math.nan)
     for name, mean in VARIANCES.items():
         if mean in known:
-            known[name] = Estimate(
-                max(known[mean].mean_square - known[mean].mean ** 2, 0.0), known[mean].weight, math.nan
-            )
+            known[name] = Estimate(_variance(known[mean]), known[mean].weight, math.nan)
+    for name, (whole, rest) in EXPLAINED.items():
+        if whole in estimates and _variance(estimates[whole]) > 0:
+            share = 1 - _variance(estimates[rest]) / _variance(estimates[whole])
+            known[name] = Estimate(share, estimates[whole].weight, math.nan)
     for name, weights in WEIGHTS.items():
         if weights in known:
             known[name] = Estimate(_effective_share(known[weights]), known[weights].weight, math.nan)
     return known
+
+
+def _variance(estimate: Estimate) -> float:
+    return max(estimate.mean_square - estimate.mean**2, 0.0)
 
 
 def _effective_share(weights: Estimate) -> float:

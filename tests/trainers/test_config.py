@@ -8,7 +8,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from burnish import DPOConfig, PolicyConfig, RewardConfig, arg
+from burnish import DPOConfig, PolicyConfig, PPOConfig, RewardConfig, arg
 from burnish.trainers.config import REFUSED
 
 ON_A_CPU = not (torch.cuda.is_available() or torch.xpu.is_available())
@@ -158,7 +158,7 @@ def test_pad_to_multiple_of_auto(make_config):
     assert make_config(pad_to_multiple_of=8).pad_to_multiple_of == 8
 
 
-@pytest.mark.parametrize("config", [DPOConfig, RewardConfig])
+@pytest.mark.parametrize("config", [DPOConfig, PPOConfig, RewardConfig])
 def test_scripts_read_options_off_their_command_line(config, tmp_path):
     """With `HfArgumentParser`, as those of TRL do; what has no single type is JSON there."""
     parser = HfArgumentParser(config)
@@ -166,3 +166,10 @@ def test_scripts_read_options_off_their_command_line(config, tmp_path):
     (args,) = parser.parse_args_into_dataclasses(arguments)
     assert (args.learning_rate, args.dataset_weights) == (2e-4, {"a": 1, "b": 3})
     assert args.loss_type == config(output_dir=str(tmp_path)).loss_type
+
+
+def test_flags_of_trl_are_read_too(tmp_path):
+    """Under the names that its own scripts are started with."""
+    flags = "--num_ppo_epochs 2 --response_length 9 --cliprange 0.1 --missing_eos_penalty 1.0 --stop_token eos"
+    (args,) = HfArgumentParser(PPOConfig).parse_args_into_dataclasses(["--output_dir", str(tmp_path), *flags.split()])
+    assert (args.num_iterations, args.max_completion_length, args.epsilon) == (2, 9, 0.1)

@@ -111,17 +111,57 @@ def test_a_round_is_given_up(tmp_path):
     assert (stops[0]["step"], stops[0]["left_out"]) == (3, 3)
 
 
+def test_the_coefficient_of_a_kl_in_the_loss_follows_it(tmp_path):
+    """In every step the loss has the coefficient that its round began with, and no longer that of the option."""
+    options = {"use_kl_in_reward": False, "kl_target": 0.5, "kl_horizon": 40.0}
+    trainer = make_ppo_trainer(tmp_path, max_steps=6, **options)
+    trainer.train()
+    lines, coefficients = step_lines(trainer), []
+    for line in lines:
+        coefficients.append(line.get("kl_coef", coefficients[-1] if coefficients else None))
+        parts = line["loss/policy_avg"] + coefficients[-1] * line["loss/kl"] + 0.1 * line["loss/value_avg"]
+        assert line["loss"] == pytest.approx(parts, rel=1e-9)
+    assert 0.05 < coefficients[0] < coefficients[2] < coefficients[4]
+
+
 def test_a_stop_token_of_ones_own(tmp_path):
     plain, own = (make_ppo_trainer(tmp_path / str(i), stop_token_id=i) for i in (None, 3))
     assert set(own.sampling.end_token_ids) == {*plain.sampling.end_token_ids, 3}
 
 
+class KeepsAnswers(PPOTrainer):
+    def measure_answers(self, groups, *, temperature):
+        self.answers = groups
+        return super().measure_answers(groups, temperature=temperature)
+
+
 def test_evaluation(tmp_path):
-    """On held-out prompts, by the policy: the critic has no part in it."""
-    trainer = make_ppo_trainer(tmp_path, eval_dataset=make_prompts(5), num_generations_eval=2)
+    """On held-out prompts, with the KL of their answers, and what the critic knows of what these earn, by hand."""
+    trainer = make_ppo_trainer(
+        tmp_path, trainer_class=KeepsAnswers, eval_dataset=make_prompts(5), num_generations_eval=2
+    )
     found = trainer.evaluate()
     assert 0 < found["eval_reward"] < 1
     assert {"eval_accuracy", "eval_accuracy_greedy", "eval_pass@2"} <= found.keys()
+    kl, returns, errors = [], [], []
+    for answer, total in zip(trainer.answers.completions, trainer.answers.rewards.total().tolist(), strict=True):
+        prompt, tokens = answer.prompt_ids, answer.token_ids
+        ids, start = torch.cat([prompt, tokens]), len(prompt)
+        with torch.no_grad():
+            both = [
+                model(input_ids=ids[None]).logits[0, start - 1 : -1].log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+                for model in (trainer.policy, ending_model(1))
+            ]
+            values = [float(trainer.critic(input_ids=ids[None, : start + t]).logits) for t in range(len(tokens))]
+        costs = 0.05 * (both[0] - both[1])
+        earned = [total - float(costs[t:].sum()) for t in range(len(tokens))]
+        kl.append(float((both[0] - both[1]).sum()))
+        returns += earned
+        errors += [own - value for own, value in zip(earned, values, strict=True)]
+    assert found["eval_objective/kl"] == pytest.approx(sum(kl) / len(kl), rel=1e-6)
+    spread, rest = (float(torch.tensor(numbers).double().var(correction=0)) for numbers in (returns, errors))
+    assert found["eval_val/explained_variance"] == pytest.approx(1 - rest / spread, rel=1e-5)
+    assert "eval__returns" not in found
 
 
 # How the critic is trained.
@@ -248,7 +288,7 @@ def test_options_of_trl(tmp_path):
     assert (config.num_ppo_epochs, config.cliprange) == (2, 0.1)
     old = PPOConfig(output_dir=str(tmp_path), init_kl_coef=0.2, target=6.0, horizon=1000.0, score_clip=5.0)
     assert (old.kl_coef, old.kl_target, old.kl_horizon, old.reward_clip) == (0.2, 6.0, 1000.0, 5.0)
-    with pytest.raises(ValueError, match="stop_token='newline' is an option of TRL"):
+    with pytest.raises(ValueError, match="stop_token='newline'; allowed: eos"):
         PPOConfig(output_dir=str(tmp_path), stop_token="newline")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from burnish.cli.environment import has_accelerator, memory_bytes
 from burnish.cli.methods import METHODS
-from burnish.cli.rollout_rules import ROUND_KEYS
+from burnish.cli.rollout_rules import round_of
 from burnish.cli.validate import training_schema
 from burnish.data.check import RowCheck
 from burnish.models.footprint import (
@@ -25,7 +25,7 @@ from burnish.models.footprint import (
     memory_parts,
 )
 from burnish.models.size import ModelShape, ModelSize
-from burnish.rollout.plan import RoundPlan, plan_round
+from burnish.rollout.plan import RoundPlan
 
 LENGTH_IF_UNKNOWN = 1024
 LESS_MEMORY = (
@@ -122,6 +122,9 @@ def estimate_memory(
     training = training_of(document, values, num_tokens=num_rows * length, rows=rows)
     is_elsewhere = has_accelerator() and not values["use_cpu"]
     parts = memory_parts(size.num_parameters, size.shape, training)
+    if has_own_critic(values):  # taken to be as large as the policy; both run in one forward
+        as_policy = ("weights", "gradients", "optimizer", "autocast", "activations")
+        parts["critic"] = sum(parts.get(name, 0) for name in as_policy)
     if draws and size.shape is not None:
         cache = _cache_bytes(values, size.shape, training, length)
         parts |= {"cache beyond them": cache - parts["activations"]} if cache > parts["activations"] else {}
@@ -138,12 +141,17 @@ def draws_answers(values: Mapping[str, Any]) -> bool:
     return "num_generations" in values
 
 
+def has_own_critic(values: Mapping[str, Any]) -> bool:
+    """A critic that is a model of its own is trained beside the policy."""
+    return values.get("critic", "head") != "head"
+
+
 def plan_of(values: Mapping[str, Any]) -> RoundPlan | None:
     """The arithmetic of a round in one process, or None if there are no rounds, or numbers that do not divide."""
     if not draws_answers(values):
         return None
     try:
-        return plan_round(**{key: values[key] for key in ROUND_KEYS}, processes=1)
+        return round_of(values)
     except ValueError:  # told as a fault of the file
         return None
 
@@ -169,9 +177,10 @@ def estimate_disk(
     training = training_of(document, values, num_tokens=0)
     output = Path(values["output_dir"] or "runs").expanduser().absolute()
     folder = next(parent for parent in (output, *output.parents) if parent.is_dir())
+    num_parameters = size.num_parameters * (2 if has_own_critic(values) else 1)
     return DiskEstimate(
-        checkpoint=checkpoint_bytes(size.num_parameters, training, is_model_only=values["save_only_model"]),
-        model=size.num_parameters * training.weight_bytes,
+        checkpoint=checkpoint_bytes(num_parameters, training, is_model_only=values["save_only_model"]),
+        model=num_parameters * training.weight_bytes,
         num_checkpoints=num_checkpoints(values, num_steps(values, num_rows)),
         free=shutil.disk_usage(folder).free,
         folder=folder,
@@ -203,9 +212,12 @@ def num_steps(values: Mapping[str, Any], num_rows: int | None) -> int | None:
     """
     if values["max_steps"] > 0:
         return values["max_steps"]
+    plan = plan_of(values)
+    if plan is not None and values.get("total_episodes"):
+        return math.ceil(values["total_episodes"] / (plan.prompts * plan.num_generations)) * plan.total_steps
     if num_rows is None:
         return None
-    if (plan := plan_of(values)) is not None:
+    if plan is not None:
         steps = plan.micro_batches_in_epoch(num_rows) // plan.micro_batches
         return math.ceil(values["num_train_epochs"] * steps)
     micro_batches = math.ceil(num_rows / values["per_device_train_batch_size"])
@@ -241,7 +253,7 @@ def _has_reference(document: Mapping[str, Any], values: Mapping[str, Any], rows:
     if not METHODS[method].takes_reference:
         return False
     if draws_answers(values):
-        return values["beta"] > 0
+        return values.get("beta", values.get("kl_coef")) > 0
     losses = values["loss_type"] if isinstance(values["loss_type"], list) else [values["loss_type"]]
     reads_none = set(losses) <= set(training_schema(document).get("x-reference-free", ()))
     has_columns = rows is not None and rows.has_reference

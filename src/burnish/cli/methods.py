@@ -57,6 +57,15 @@ METHODS = {
         retry="num_generations=16",
         draws_answers=True,
     ),
+    "ppo": Method(
+        "burnish.trainers.ppo",
+        "PPOConfig",
+        "PPOTrainer",
+        losses="burnish.losses.policy_losses",
+        unbuilt="UNBUILT_PPO",
+        retry="critic_warmup_steps=4",
+        draws_answers=True,
+    ),
     "reward": Method(
         "burnish.trainers.reward",
         "RewardConfig",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 POSITIVE, NOT_NEGATIVE, AT_LEAST_ONE = {"exclusiveMinimum": 0}, {"minimum": 0}, {"minimum": 1}
+UNIT = {"minimum": 0, "maximum": 1}
 SHARE = {"minimum": 0, "exclusiveMaximum": 1}
 RANGES: Mapping[str, Mapping[str, float]] = {
     "beta": POSITIVE,
@@ -33,6 +34,13 @@ RANGES: Mapping[str, Mapping[str, float]] = {
     "entropy_coef": NOT_NEGATIVE,
     **dict.fromkeys(("epsilon", "epsilon_high", "top_k", "reward_retries", "num_generations_eval"), NOT_NEGATIVE),
     "center_rewards_coefficient": NOT_NEGATIVE,
+    **dict.fromkeys(("kl_coef", "vf_coef", "ptx_coef", "critic_learning_rate", "critic_weight_decay"), NOT_NEGATIVE),
+    **dict.fromkeys(("kl_target", "kl_horizon", "early_stop_kl", "lam_length_alpha", "reward_clip"), POSITIVE),
+    **dict.fromkeys(("advantage_clip", "cliprange_value", "critic_max_grad_norm"), POSITIVE),
+    **dict.fromkeys(("lam", "lam_critic", "critic_warmup_lam"), UNIT),
+    **dict.fromkeys(("num_mini_batches", "total_episodes", "ptx_batch_size", "ptx_max_length"), AT_LEAST_ONE),
+    "gamma": {"exclusiveMinimum": 0, "maximum": 1},
+    "critic_warmup_steps": NOT_NEGATIVE,
     "top_p": {"exclusiveMinimum": 0, "maximum": 1},
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), AT_LEAST_ONE),
     **dict.fromkeys(("gradient_accumulation_steps", "dataset_num_proc", "torch_empty_cache_steps"), AT_LEAST_ONE),

@@ -7,7 +7,7 @@ from typing import Any
 
 from burnish.cli.rulebook import Values, path_of, rule
 from burnish.cli.validate import Problem
-from burnish.rollout.plan import plan_round
+from burnish.rollout.plan import RoundPlan, plan_round
 from burnish.trainers.unread import OF_ROWS, SWITCHES
 
 ROUND_KEYS = (
@@ -16,10 +16,22 @@ ROUND_KEYS = (
 )  # fmt: skip
 
 
+def round_of(values: Values) -> RoundPlan:
+    """The arithmetic of a round in one process; how small a group may be is in the schema.
+
+    Raises:
+        ValueError: numbers that do not divide.
+    """
+    numbers = {key: values[key] for key in ROUND_KEYS}
+    if values.get("num_mini_batches", 1) > 1:
+        numbers["steps_per_generation"] = values["num_mini_batches"] * values["gradient_accumulation_steps"]
+    return plan_round(**numbers, processes=1, fewest_generations=1)
+
+
 @rule(*ROUND_KEYS)
 def _rounds_divide(values: Values) -> str | None:
     try:
-        plan_round(**{key: values[key] for key in ROUND_KEYS}, processes=1)
+        round_of(values)
     except ValueError as error:
         return f"is {values['num_generations']}: {error}"
     return None

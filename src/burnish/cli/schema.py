@@ -31,6 +31,8 @@ from burnish.registry import Entry, Table
 from burnish.rewards.catalog import reward_functions
 from burnish.rewards.choices import ISOLATIONS, POLICIES
 from burnish.trainers.config import CHOICES, REFUSED
+from burnish.trainers.ppo_options import CRITICS, REWARD_SCALINGS
+from burnish.trainers.rollout_options import RolloutOptions
 
 SCHEMA_PATH = Path(__file__).with_name("schema.json")
 REGENERATE = "python -m burnish.cli.schema"
@@ -49,6 +51,8 @@ OF_ROLLOUTS: Mapping[str, Iterable[Any]] = {
     "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
     "reward_isolation": ISOLATIONS,
     "on_reward_error": POLICIES,
+    "reward_scaling": REWARD_SCALINGS,
+    "critic": CRITICS,
 }
 
 _SIMPLE: dict[Any, dict[str, Any]] = {
@@ -190,6 +194,8 @@ def _training(method: Method) -> dict[str, Any]:
     if properties.get("beta", {}).get("default") == 0:
         properties["beta"] |= {"minimum": 0}
         del properties["beta"]["exclusiveMinimum"]
+    if issubclass(config, RolloutOptions):
+        properties["num_generations"]["minimum"] = config.fewest_generations
     if "judge" in properties:
         properties["judge"] |= {"anyOf": [FUNCTION, _NOTHING]}
     return {

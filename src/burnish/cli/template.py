@@ -14,6 +14,12 @@ from burnish.registry import closest
 
 WIDTH = 100
 EXAMPLES: dict[str, dict[str, Any]] = {
+    "ppo": {
+        "model": "smollm2-135m",
+        "train": "recipe:sums-train",
+        "eval": "recipe:sums-heldout",
+        "rewards": "number",
+    },
     "dpo": {"model": "smollm2-135m", "train": "recipe:spoken-train", "eval": "recipe:spoken-heldout"},
     "grpo": {
         "model": "smollm2-135m",
@@ -25,6 +31,23 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 }
 OF_METHOD: dict[str, tuple[str, ...]] = {
     "dpo": ("loss_type", "beta", "label_smoothing", "max_length"),
+    "ppo": (
+        "kl_coef",
+        "kl_target",
+        "num_iterations",
+        "num_mini_batches",
+        "max_completion_length",
+        "temperature",
+        "epsilon",
+        "gamma",
+        "lam",
+        "critic",
+        "critic_learning_rate",
+        "critic_warmup_steps",
+        "vf_coef",
+        "cliprange_value",
+        "missing_eos_penalty",
+    ),
     "grpo": (
         "loss_type",
         "beta",

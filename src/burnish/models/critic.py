@@ -53,13 +53,14 @@ class ActorCritic(nn.Module):
     Args:
         policy: with `install_forward`.
         critic: a model of its own, or a `ValueHead` on the policy's trunk.
+        prefix_sharing: how a critic of its own runs prompts that several completions share; see `choose_sharing`.
     """
 
-    def __init__(self, policy: nn.Module, critic: nn.Module) -> None:
+    def __init__(self, policy: nn.Module, critic: nn.Module, *, prefix_sharing: str = "auto") -> None:
         super().__init__()
         self.policy, self.critic = policy, critic
         if not self.shares_trunk:
-            install_values(plain_model(critic))
+            install_values(plain_model(critic), prefix_sharing=prefix_sharing)
 
     @property
     def shares_trunk(self) -> bool:

@@ -34,6 +34,8 @@ SHOWN = {
     "accuracy": "accuracy {:.2f}",
     "reward": "reward {:.3f}",
     "solve_rate": "right {:.2f}",
+    "objective/kl": "KL {:.2f} nats",
+    "val/explained_variance": "critic knows {:.2f}",
     "completions/mean_length": "{:.0f} tokens an answer",
     "num_skipped_steps": "{:.0f} steps skipped",
 }

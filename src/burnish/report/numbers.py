@@ -125,7 +125,7 @@ def duration(seconds: float) -> str:
 
 MEASURES = (
     "loss", "rewards/accuracies", "rewards/margins", "win_rate", "reward", "accuracy", "accuracy_greedy", "margin",
-    "calibration_error",
+    "calibration_error", "objective/kl", "val/explained_variance",
 )  # fmt: skip
 NO_MEASURES = ("_min_reward", "_mean_reward", "_max_reward")  # of a reward model, whose scores have no zero
 SHARES = ("rewards/accuracies", "win_rate", "accuracy_greedy")

@@ -69,7 +69,7 @@ class Credit:
 
     @property
     def kl_coef(self) -> float:
-        """What a nat costs in this round."""
+        """What a nat costs: in the rewards of the next round, or in the loss of this one."""
         return self.options.kl_coef if self.kl_control is None else self.kl_control.coefficient
 
     def __call__(
@@ -84,7 +84,10 @@ class Credit:
         """
         assert batch.values is not None
         options, values = self.options, wide(batch.values)
-        earned = self._earned(whole, batch)
+        of_tokens = whole.rewards.token_rewards
+        earned = self.earn(
+            whole.mine(whole.rewards.total()), None if of_tokens is None else whole.mine(of_tokens), batch, count=True
+        )
         rewards = earned.rewards
         if options.whiten_rewards:
             (moments,) = moments_over_ranks({"rewards": rewards}, earned.mask).values()
@@ -107,8 +110,10 @@ class Credit:
         )
         ended = sum_over_ranks((batch.columns["truncated"] == 0).sum())
         means, numbers = self._means(earned, batch), {**round_numbers(moments), "val/num_eos_tokens": float(ended)}
+        if self.kl_control is not None and not self.options.use_kl_in_reward:
+            self._move_kl(means["objective/kl"])  # the loss of this round is still to come
         numbers |= {"kl_coef": self.kl_coef} if batch.ref_logps is not None else {}
-        if self.kl_control is not None:
+        if self.kl_control is not None and self.options.use_kl_in_reward:
             self._move_kl(means["objective/kl"])
         return credited, means, numbers
 
@@ -116,14 +121,23 @@ class Credit:
         alpha = self.options.lam_length_alpha
         return self.options.lam if alpha is None else length_lambda(mask, alpha=alpha).to(mask.device)
 
-    def _earned(self, whole: WholeRound, batch: RolloutBatch) -> Earned:
+    def earn(
+        self, totals: Float[Tensor, "N"], of_tokens: Float[Tensor, "N T"] | None, batch: RolloutBatch, *, count: bool
+    ) -> Earned:
+        """What the tokens of some answers earn.
+
+        Args:
+            totals: rewards of the answers; NaN where nothing scored.
+            of_tokens: the part of them that belongs to single tokens, at least as wide as the batch; or None.
+            batch: the answers, with old and reference log-probs.
+            count: move the running scale by these scores first; every rank has to.
+        """
         options, width = self.options, batch.loss_mask.shape[1]
-        totals = wide(whole.mine(whole.rewards.total()))  # (N,)
-        of_tokens = whole.rewards.token_rewards
-        tokens = (
-            torch.zeros_like(wide(batch.loss_mask)) if of_tokens is None else wide(whole.mine(of_tokens)[:, :width])
-        )
-        scores, tokens = self._scaled(totals, tokens)
+        totals = wide(totals)
+        tokens = torch.zeros_like(wide(batch.loss_mask))
+        if of_tokens is not None:
+            tokens = torch.where(batch.completion_mask, wide(of_tokens[:, :width]), tokens)
+        scores, tokens = self._scaled(totals, tokens, count=count)
         if options.reward_clip is not None:
             scores = scores.clamp(-options.reward_clip, options.reward_clip)
             tokens = tokens.clamp(-options.reward_clip, options.reward_clip)
@@ -138,14 +152,17 @@ class Credit:
         rewards = rewards_at_tokens(scores, mask, tokens) - costs
         return Earned(mask=mask, scores=scores, costs=costs, rewards=rewards, bootstrap=bootstrap)
 
-    def _scaled(self, totals: Float[Tensor, "N"], tokens: Float[Tensor, "N T"]) -> tuple[Tensor, Tensor]:
+    def _scaled(
+        self, totals: Float[Tensor, "N"], tokens: Float[Tensor, "N T"], *, count: bool
+    ) -> tuple[Tensor, Tensor]:
         """Scores of whole answers, and the rewards of tokens, on the scale of all rounds so far."""
         scores = totals - tokens.sum(1)
         if self.scale is None:
             return scores, tokens
-        known = torch.where(totals.isnan(), 0.0, totals)
-        sums = torch.stack([(~totals.isnan()).sum().to(known.dtype), known.sum(), (known**2).sum()])
-        self.scale.update(*sum_over_ranks(sums).tolist())
+        if count:
+            known = torch.where(totals.isnan(), 0.0, totals)
+            sums = torch.stack([(~totals.isnan()).sum().to(known.dtype), known.sum(), (known**2).sum()])
+            self.scale.update(*sum_over_ranks(sums).tolist())
         shift = self.scale.mean if self.options.reward_scaling == "normalize" else 0.0
         return (scores - shift) / self.scale.std, tokens / self.scale.std
 
@@ -175,7 +192,7 @@ class Credit:
         return means
 
     def _move_kl(self, kl: Mean) -> None:
-        """The next round's coefficient follows the KL of this round's answers."""
+        """The coefficient follows the KL of this round's answers."""
         assert self.kl_control is not None
         total, count = sum_over_ranks(torch.stack([kl.total, kl.weight])).tolist()
         if count:

@@ -59,16 +59,16 @@ def make_critic(source: CriticSource) -> PreTrainedModel | None:
         ValueError: two critics, none that fits the option, or one of another vocabulary.
     """
     options = source.options
-    if source.value_model is not None:
+    given: Any = options.value_model_path if source.value_model is None else source.value_model
+    if given is not None:
         if "critic" in options.options_set:
             raise ValueError(f"value_model is given, and critic={options.critic!r} makes another one: set one of them")
-        given = source.value_model
     else:
         given = _SOURCES[options.critic](source)
     if given is None:
         return None
     check_vocabulary(given, source.tokenizer)
-    init_kwargs = options.value_model_init_kwargs
+    init_kwargs: Any = options.value_model_init_kwargs
     if isinstance(given, str) and given is source.model:
         init_kwargs = {**init_kwargs_of(options), **(init_kwargs or {})}
     model = load_value_model(
@@ -172,7 +172,8 @@ class CriticMixin(Host):
         """The policy with its critic."""
         if self.own_critic is not None and self.args.disable_dropout:
             disable_dropout(self.own_critic)
-        return ActorCritic(policy, value_head(policy) if self.own_critic is None else self.own_critic)
+        critic = value_head(policy) if self.own_critic is None else self.own_critic
+        return ActorCritic(policy, critic, prefix_sharing=self.args.prefix_sharing)
 
     @property
     def actor_critic(self) -> ActorCritic:

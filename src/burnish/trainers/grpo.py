@@ -89,6 +89,13 @@ class GRPOTrainer(PolicyGradientTrainer):
             correct=options.use_bias_correction_kl,
         )
 
+    def objective_lines(self) -> list[str]:
+        """Advantage and KL."""
+        return [
+            f"advantage {self.credit_entry.name}, beta {self.args.beta:g}",
+            "The loss hovers around 0 whatever happens, since advantages of a group sum to 0: watch the reward.",
+        ]
+
     def advantage_choice(self, options: GRPOConfig) -> str:
         """The option `advantage`."""
         return options.advantage

@@ -88,7 +88,7 @@ class OnlineTrainer(PromptEvaluationMixin, PolicyTrainer, ABC):
             )
         reports = {name: report for name, report in self.data_reports.items() if isinstance(report, PromptReport)}
         longest = {name: report.max_length for name, report in reports.items()}
-        check_positions(plain_model(self.model).config, longest, max_new_tokens=options.max_completion_length or 0)
+        check_positions(plain_model(self.policy).config, longest, max_new_tokens=options.max_completion_length or 0)
         self.pad_token_id = self._pad_token_id()
         self.sampling = options.sampling_params(end_token_ids=self.end_token_ids)
         self.generator: Generator = generator or options.make_generator(

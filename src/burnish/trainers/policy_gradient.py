@@ -102,6 +102,10 @@ class PolicyGradientTrainer(OnlineTrainer, ABC):
     def kl_options(self, options: Any) -> KLUse:
         """What the options say about the KL."""
 
+    @abstractmethod
+    def objective_lines(self) -> list[str]:
+        """How rewards become advantages, and what to watch, for a person."""
+
     def followed(self, options: Any) -> frozenset[tuple[str, float | None]]:
         """Metrics whose running means are read."""
         return frozenset({FOLLOWED_ENTROPY}) if options.use_adaptive_entropy else frozenset()

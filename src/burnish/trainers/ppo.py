@@ -28,6 +28,7 @@ from burnish.runtime.state import Counter, Stateful
 from burnish.trainers.credit import Credit
 from burnish.trainers.critic import CriticMixin, CriticSource, make_critic
 from burnish.trainers.policy_gradient import KLUse, PolicyGradientTrainer
+from burnish.trainers.ppo_held_out import HeldOutMixin
 from burnish.trainers.ppo_options import PPOConfig
 from burnish.trainers.ppo_terms import policy_metrics, unmeasured, value_term
 from burnish.trainers.ptx import SupervisedStream, supervised_term
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 FOLLOWED_KL = ("policy/approxkl_avg", 0.0)  # of the last step
 
 
-class PPOTrainer(CriticMixin, PolicyGradientTrainer):
+class PPOTrainer(CriticMixin, HeldOutMixin, PolicyGradientTrainer):
     """Proximal policy optimisation with a critic.
 
     Arguments as in `OnlineTrainer`, and:
@@ -211,7 +212,9 @@ class PPOTrainer(CriticMixin, PolicyGradientTrainer):
         return LossOutput(terms=terms, metrics={**metrics, **of_values, **policy_metrics(stats, batch, metrics)})
 
     def prepare_step(self, model: nn.Module, parcels: Sequence[TokenBatch]) -> list[TokenBatch]:
-        """As in `PolicyGradientTrainer`."""
+        """As in `PolicyGradientTrainer`; a KL in the loss has the coefficient that its controller says."""
+        if not self.args.use_kl_in_reward:
+            self.objective = replace(self.objective, kl_coef=self.credit.kl_coef)
         groups = [group for group in self.optimizer.param_groups if group.get("part") == "critic"]
         self.critic_rate = groups[0]["lr"] if groups else None
         return super().prepare_step(model, parcels)
@@ -230,7 +233,8 @@ class PPOTrainer(CriticMixin, PolicyGradientTrainer):
     def describe_method(self) -> dict[str, Any]:
         """As in `PolicyTrainer`, with the loss and the advantage."""
         loss, gae = self.objective.entry, {"name": "gae", "paper": "1506.02438", "weight": 1.0}
-        return {**super().describe_method(), "losses": [{"name": loss.name, "paper": loss.paper, "weight": 1.0}, gae]}
+        parts = [{"name": loss.name, "paper": loss.paper, "weight": 1.0}, gae]
+        return {**super().describe_method(), "losses": parts, "critic": self.critic_words()}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in `PolicyTrainer`, with TRL's names for answers and learning rate."""

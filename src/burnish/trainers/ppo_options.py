@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +92,8 @@ class CriticOptions(CreditOptions):
         "What the critic begins as, if value_model is not given: a copy of the policy's trunk (policy) or of the "
         "reward model (reward), a head on the policy's own trunk (head), or random weights (new).",
     )
-    value_model_init_kwargs: dict[str, Any] | None = arg(
+    value_model_path: str | None = arg(None, "Where the critic is, if value_model is not given.")
+    value_model_init_kwargs: dict[str, Any] | str | None = arg(  # text: JSON, of HfArgumentParser
         None, "Keywords for from_pretrained when the critic is loaded by name; its head is at least float32."
     )
     vf_coef: float = arg(0.1, "Factor of the critic's loss.")
@@ -111,6 +113,8 @@ class CriticOptions(CreditOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.value_model_init_kwargs, str):
+            self.value_model_init_kwargs = json.loads(self.value_model_init_kwargs)
         if self.critic not in CRITICS:
             raise ValueError(f"critic={self.critic!r}; allowed: {', '.join(CRITICS)}")
         if self.critic == "head" and self.value_model_init_kwargs:
@@ -130,8 +134,9 @@ class PPOConfig(CriticOptions, ReferenceOptions):
     num_mini_batches: int = arg(1, "Optimizer steps of a pass, if neither size of a round is given.")
     max_completion_length: int | None = arg(53, "Longest answer in tokens; longer ones are cut and counted.")
     temperature: float = arg(0.7, "The logits are divided by it, for sampling and for every log-prob; above 0.")
-    loss_type: Any = arg("ppo", "Name of a policy loss, or a callable.")
+    loss_type: str = arg("ppo", "Name of a policy loss, or a callable.")  # text, for HfArgumentParser
     total_episodes: int | None = arg(None, "Answers of the whole run, which give max_steps; unset: as the epochs do.")
+    stop_token: str | None = arg(None, "TRL's name for what always is: eos ends an answer.")
     stop_token_id: int | None = arg(None, "A token that ends an answer, beside the end-of-sequence tokens.")
     ptx_coef: float = arg(0.0, "Factor of the loss on supervised rows (PPO-ptx); 0: there are none.")
     ptx_batch_size: int | None = arg(
@@ -159,6 +164,8 @@ class PPOConfig(CriticOptions, ReferenceOptions):
                 )
             self.steps_per_generation = micro_batches
         super().__post_init__()
+        if self.stop_token not in (None, "eos"):
+            raise ValueError(f"stop_token={self.stop_token!r}; allowed: eos, which is so without it, or stop_token_id")
         if self.num_generations == 1 and self.dynamic_sampling:
             raise ValueError("dynamic_sampling compares answers to a prompt, and num_generations=1: raise it")
         if self.total_episodes is not None:

@@ -151,7 +151,13 @@ class PromptEvaluationMixin(Host):
             **({f"maj@{size}": Mean.of(voted)} if size > 1 else {}),
             "completions/mean_length": Mean.of(lengths),
             "completions/clipped_ratio": Mean.of(cut),
+            **self.measure_answers(groups, temperature=params.temperature),
         }
+
+    def measure_answers(self, groups: ScoredGroups, *, temperature: float) -> dict[str, Mean]:
+        """What else is measured of the sampled answers, the same names whether or not there are any: nothing."""
+        del groups, temperature
+        return {}
 
     def _majority_is_right(self, groups: ScoredGroups, solved: Tensor) -> Tensor:
         """(P,) whether the final answer that most samples of a group give is right; of a tie, the first one given."""

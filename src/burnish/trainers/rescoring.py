@@ -86,14 +86,14 @@ class Rescoring:
         metrics: dict[str, Mean] = {}
         if self.need_old:
             needs = frozenset({"entropy"}) if self.top_entropy_quantile < 1 else frozenset()
-            stats = self._score(batch, lambda parcel: _evaluated(policy, parcel, needs))
+            stats = self.in_parts(batch, lambda parcel: evaluated(policy, parcel, needs))
             found["old_logps"] = stats["logps"]
             if "values" in stats:
                 found["values"], found["bootstrap_value"] = stats["values"], stats["bootstrap_value"][:, :1]
             if "entropy" in stats:
                 found["policy_mask"] = self._top_entropy(stats["entropy"], batch)
         if reference is not None:
-            scored = self._score(batch, lambda parcel: _reference_logps(reference, parcel))
+            scored = self.in_parts(batch, lambda parcel: reference_logps(reference, parcel))
             found["ref_logps"] = scored["logps"]
         if self.correction is not None and batch.sampler_logps is not None:
             result = self.correction(found["old_logps"], batch.sampler_logps, batch.loss_mask)
@@ -120,7 +120,7 @@ class Rescoring:
         threshold = entropy_threshold(everywhere.squeeze(1), top_entropy_quantile=self.top_entropy_quantile)
         return top_entropy_mask(entropy, batch.loss_mask, threshold)
 
-    def _score(
+    def in_parts(
         self, batch: RolloutBatch, score: Callable[[RolloutBatch], dict[str, Tensor]]
     ) -> dict[str, Float[Tensor, "N T"]]:
         """Statistics of all rows, part by part of each micro-batch."""
@@ -141,7 +141,8 @@ def mean_of_tokens(values: Tensor, mask: Bool[Tensor, "N T"]) -> Mean:
     return Mean.of(values, weight=weight.double())
 
 
-def _evaluated(model: Any, parcel: RolloutBatch, needs: frozenset[str]) -> dict[str, Tensor]:
+def evaluated(model: Any, parcel: RolloutBatch, needs: frozenset[str] = frozenset()) -> dict[str, Tensor]:
+    """Log-probs of a parcel, and whatever else comes out of the forward, in evaluation mode."""
     was_training = model.training
     model.eval()
     stats = forward(model, parcel, needs=needs, temperature=parcel.temperature)
@@ -160,5 +161,6 @@ def split_values(values: Float[Tensor, "N T1"], batch: TokenBatch) -> dict[str, 
     return {"values": values[:, :-1], "bootstrap_value": values.gather(1, ends)}
 
 
-def _reference_logps(reference: ModelReference, parcel: RolloutBatch) -> dict[str, Tensor]:
+def reference_logps(reference: ModelReference, parcel: RolloutBatch) -> dict[str, Tensor]:
+    """The reference's log-probs of a parcel."""
     return {"logps": reference.score(parcel, temperature=parcel.temperature).logps}

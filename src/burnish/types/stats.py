@@ -23,7 +23,8 @@ class TokenStats:
         hidden: (N, T+1, H) the state before each token, and after the last, or None if not asked for.
         extra: what a loss or metric asked for by name, (N, T) each: `top1` (1 where the token is the most
             likely one), `mean_logit`, `sum_p2` (sum of squared probabilities), `divergence` (KL(teacher || model)
-            of the next-token distributions in nats, with gradient).
+            of the next-token distributions in nats, with gradient). Beside a critic also its `values` (N, T+1), before
+            each token and after the last, and `supervised_logps` of the rows of a `MixedBatch`, both with gradient.
         aux_loss: () the load-balancing loss of a mixture-of-experts model, or None.
 
     Example: a completion of two tokens with probabilities 0.5 and 0.25, padded to three:

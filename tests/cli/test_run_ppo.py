@@ -1,0 +1,87 @@
+"""PPO from a run file: what is shown before, during and after, and what is left in the run directory."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+from transformers import AutoModelForSequenceClassification
+
+from burnish.cli.checkup import check_up
+from burnish.cli.run import run
+from burnish.cli.runfile import load_runfile
+from conftest import make_model, make_tokenizer
+
+RUN_FILE = """
+method: ppo
+model: model
+rewards: number
+data: {train: sums.jsonl, eval_rows: 2}
+samples: 1
+max_new_tokens: 4
+training:
+  max_steps: 2
+  num_iterations: 2
+  per_device_train_batch_size: 4
+  max_completion_length: 6
+  num_generations_eval: 2
+  learning_rate: 1e-3
+  logging_steps: 1
+  cpu_tuning: "off"
+  reward_isolation: none
+  output_dir: run
+"""
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A directory with a model, prompts and a run file; the current one."""
+    monkeypatch.chdir(tmp_path)
+    make_model().save_pretrained("model")
+    make_tokenizer().save_pretrained("model")
+    rows = [{"prompt": [{"role": "user", "content": f"{n} + 1 ="}], "answer": str(n + 1)} for n in range(8)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "ppo.yaml").write_text(RUN_FILE)
+    return tmp_path
+
+
+def test_a_run(workplace):
+    """The plan names credit, KL and critic; the table has KL and explained variance; both models are saved."""
+    screen = io.StringIO()
+    outcome = run(load_runfile("ppo.yaml", []), console=Console(file=screen, width=140))
+    shown = screen.getvalue()
+    assert "advantages: GAE, gamma 1, lambda 0.95; KL in the reward, 0.05 a nat" in shown
+    assert "critic: LlamaForSequenceClassification of its own, learning rate 0.001" in shown
+    assert "4 prompts × 1 = 4 answers a round, 2 optimizer steps a round (1 × 2 passes), 2 steps" in shown
+    assert set(outcome.before) == set(outcome.after) >= {"eval_reward", "eval_objective/kl"}
+    assert outcome.before["eval_objective/kl"].mean == 0
+    assert AutoModelForSequenceClassification.from_pretrained("run/critic").config.num_labels == 1
+
+
+def test_a_check(workplace):
+    """Rounds of mini-batches and episodes, groups of one, and the critic's memory."""
+    found = check_up("ppo.yaml", ["max_steps=-1", "num_mini_batches=2", "total_episodes=20"])
+    assert not found.problems
+    assert any("8 answers a round, 4 optimizer steps a round" in line and "12 steps" in line for line in found.lines)
+    with_critic = found.memory.parts
+    assert with_critic["critic"] > with_critic["weights"] + with_critic["optimizer"]
+    head = check_up("ppo.yaml", ["critic=head"])
+    assert "critic" not in head.memory.parts
+    assert head.disk.model < found.disk.model
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("num_generations=0", "num_generations"),
+        ("critic=other", "critic"),
+        ("gamma=2", "gamma"),
+        ("kl_horizon=5", "kl_horizon"),
+        ("num_iterations=0", "num_iterations"),
+        ("loss_type=sigmoid", "loss_type"),
+    ],
+)
+def test_what_is_wrong_is_named(workplace, override, problem):
+    assert any(problem in found for found in check_up("ppo.yaml", [override]).file_problems)
