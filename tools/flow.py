@@ -32,9 +32,11 @@ from trl_tables import (
     default_of,
     own_fields_table,
     own_grpo_fields_table,
+    own_ppo_fields_table,
     rows_of,
     trl_fields_table,
     trl_grpo_fields_table,
+    trl_ppo_fields_table,
     unbuilt_table,
 )
 
@@ -220,6 +222,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "own-fields": own_fields_table,
     "trl-grpo-fields": trl_grpo_fields_table,
     "own-grpo-fields": own_grpo_fields_table,
+    "trl-ppo-fields": trl_ppo_fields_table,
+    "own-ppo-fields": own_ppo_fields_table,
     "unbuilt": unbuilt_table,
     "refused": refused_table,
     "changed-defaults": changed_defaults_table,

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
+from functools import partial
 from typing import Any
 
 from transformers import TrainingArguments
 
-from burnish import DPOConfig, GRPOConfig
-from burnish.compat import GRPO_ALIASES, UNBUILT_DPO, UNBUILT_GRPO, UNBUILT_GRPO_ARGUMENTS
+from burnish import DPOConfig, GRPOConfig, PPOConfig
+from burnish.compat import (
+    GRPO_ALIASES,
+    PPO_ALIASES,
+    UNBUILT_DPO,
+    UNBUILT_GRPO,
+    UNBUILT_GRPO_ARGUMENTS,
+    UNBUILT_PPO,
+)
 from burnish.trainers.unread import OF_ROWS
 
 _BOTH, _OLD, _NEW = "1.16, 0.25", "0.25", "1.16"
@@ -54,6 +62,18 @@ TRL_GRPO_FIELDS: dict[str, Any] = {
     "transformers_continuous_batching_config": None, "use_transformers_paged": False,
     "vllm_importance_sampling_cap": None,
 }  # fmt: skip
+# The same of TRL 0.25's PPOConfig, the fields that its trainer fills in among them.
+TRL_PPO_FIELDS: dict[str, Any] = {
+    "learning_rate": 5e-5, "logging_steps": 10, "gradient_checkpointing": True, "bf16": None, "exp_name": "ppo_config",
+    "sft_model_path": "EleutherAI/pythia-160m", "reward_model_path": "EleutherAI/pythia-160m",
+    "model_adapter_name": None, "ref_adapter_name": None, "dataset_num_proc": None, "total_episodes": None,
+    "num_ppo_epochs": 4, "num_mini_batches": 1, "local_rollout_forward_batch_size": 64, "response_length": 53,
+    "stop_token": None, "stop_token_id": None, "temperature": 0.7, "missing_eos_penalty": None,
+    "whiten_rewards": False, "kl_coef": 0.05, "kl_estimator": "k1", "cliprange": 0.2, "vf_coef": 0.1,
+    "cliprange_value": 0.2, "gamma": 1.0, "lam": 0.95, "num_sample_generations": 10,
+    "ds3_gather_for_generation": True, "num_total_batches": None, "micro_batch_size": None, "local_batch_size": None,
+    "batch_size": None, "local_mini_batch_size": None, "mini_batch_size": None,
+}  # fmt: skip
 # Fields that are another thing here -> in what, where the sentence of ours does not say it.
 DIFFERS = {
     "bf16": "", "gradient_checkpointing": "", "remove_unused_columns": "", "num_generations_eval": "",
@@ -67,6 +87,16 @@ DIFFERS = {
     "pad_to_multiple_of": "`None` and `\"auto\"` are accepted, anything else refused: a micro-batch is as wide as its "
     "longest answer.",
     "vllm_importance_sampling_correction": "Off by default, of any engine.",
+}  # fmt: skip
+PPO_DIFFERS = {
+    "bf16": "", "gradient_checkpointing": "", "sft_model_path": "", "reward_model_path": "",
+    "learning_rate": "TRL's examples set 3e-6.",
+    "dataset_num_proc": "A script may read it; prompts are tokenised in the training process.",
+    "logging_steps": "An optimizer step is one here, and a round there.",
+    "kl_estimator": "TRL has k1 and k3.",
+    "missing_eos_penalty": "TRL looks for the end-of-sequence id, also behind a stop token of another id.",
+    "whiten_rewards": "TRL whitens each process by itself, padding left out.",
+    "local_rollout_forward_batch_size": "Of generation alone: scoring keeps to `token_budget`.",
 }  # fmt: skip
 
 
@@ -105,21 +135,40 @@ def trl_fields_table() -> str:
 
 def trl_grpo_fields_table() -> str:
     """Every field of TRL 1.16's GRPOConfig and its fate."""
-    rows = [(f"`{name}`", f"`{default!r}`", *_grpo_fate(name, default)) for name, default in TRL_GRPO_FIELDS.items()]
+    fate = partial(_fate, config=GRPOConfig, aliases=GRPO_ALIASES, unbuilt=UNBUILT_GRPO, differs=DIFFERS)
+    return _fates(TRL_GRPO_FIELDS, fate)
+
+
+def trl_ppo_fields_table() -> str:
+    """Every field of TRL 0.25's PPOConfig and its fate."""
+    fate = partial(_fate, config=PPOConfig, aliases=PPO_ALIASES, unbuilt=UNBUILT_PPO, differs=PPO_DIFFERS)
+    return _fates(TRL_PPO_FIELDS, fate)
+
+
+def _fates(trl: Mapping[str, Any], fate: Callable[[str, Any], tuple[str, str]]) -> str:
+    rows = [(f"`{name}`", f"`{default!r}`", *fate(name, default)) for name, default in trl.items()]
     return rows_of("| field | default in TRL | fate | here |", rows)
 
 
-def _grpo_fate(name: str, default: Any) -> tuple[str, str]:
-    own, note = {field.name: field for field in fields(GRPOConfig)}, DIFFERS.get(name, "")
-    if name in UNBUILT_GRPO:
-        return "refused by name", _unbuilt(name, UNBUILT_GRPO)
-    if name in GRPO_ALIASES:
-        return "alias", f"another name of `{GRPO_ALIASES[name]}`. {note}".strip()
+def _fate(
+    name: str,
+    default: Any,
+    *,
+    config: Any,
+    aliases: Mapping[str, str],
+    unbuilt: Mapping[str, tuple[Any, ...]],
+    differs: Mapping[str, str],
+) -> tuple[str, str]:
+    own, note = {field.name: field for field in fields(config)}, differs.get(name, "")
+    if name in unbuilt:
+        return "refused by name", _unbuilt(name, unbuilt)
+    if name in aliases:
+        return "alias", f"another name of `{aliases[name]}`. {note}".strip()
     if name in OF_ROWS:
         return "refused by name", note
     is_same = default_of(own[name]) == repr(default)
     parts = [own[name].metadata["help"], *([] if is_same else [f"Default: `{default_of(own[name])}`."]), note]
-    return "accepted" if is_same and name not in DIFFERS else "differs", " ".join(filter(None, parts))
+    return "accepted" if is_same and name not in differs else "differs", " ".join(filter(None, parts))
 
 
 def _unbuilt(name: str, unbuilt: Mapping[str, tuple[Any, ...]]) -> str:
@@ -138,6 +187,12 @@ def own_grpo_fields_table() -> str:
     return _own(GRPOConfig, without=set(TRL_GRPO_FIELDS) | (dpo - {"max_prompt_length", "eval_temperature"}))
 
 
+def own_ppo_fields_table() -> str:
+    """The options of PPOConfig that neither TRL's has nor the tables of DPO and GRPO."""
+    others = {field.name for config in (DPOConfig, GRPOConfig) for field in fields(config)}
+    return _own(PPOConfig, without=set(TRL_PPO_FIELDS) | set(TRL_GRPO_FIELDS) | others)
+
+
 def _own(config: type, *, without: set[str]) -> str:
     ours = {field.name for field in fields(config)} - {field.name for field in fields(TrainingArguments)}
     new = [field for field in fields(config) if field.name in ours - without]
@@ -149,7 +204,12 @@ def _own(config: type, *, without: set[str]) -> str:
 
 def unbuilt_table() -> str:
     """Options of TRL that are not built, with the value that is accepted."""
-    tables = {"`DPOConfig`": UNBUILT_DPO, "`GRPOConfig`": UNBUILT_GRPO, "`GRPOTrainer`": UNBUILT_GRPO_ARGUMENTS}
+    tables = {
+        "`DPOConfig`": UNBUILT_DPO,
+        "`GRPOConfig`": UNBUILT_GRPO,
+        "`GRPOTrainer`": UNBUILT_GRPO_ARGUMENTS,
+        "`PPOConfig`": UNBUILT_PPO,
+    }
     return rows_of(
         "| option | of | accepted value |",
         [

@@ -81,7 +81,27 @@ def test_a_check(workplace):
         ("kl_horizon=5", "kl_horizon"),
         ("num_iterations=0", "num_iterations"),
         ("loss_type=sigmoid", "loss_type"),
+        ("num_mini_batches=3 steps_per_generation=4", "num_mini_batches: makes a round of 3 micro-batches"),
+        ("num_mini_batches=3 generation_batch_size=16", "num_mini_batches: makes a round of 3 micro-batches"),
+        ("total_episodes=20", "total_episodes: makes 10 steps, and max_steps is 2"),
+        ("rewards=./reward", "burnish train recipe:reward --set output_dir=./reward"),
+        ("critic=reward", "rewards has 0 of them"),
+        ("critic=head value_model_path=model", "value_model_path names another critic"),
+        ("value_model_path=./critic", "value_model_path: there is no directory './critic'"),
+        ("bootstrap_truncated=true missing_eos_penalty=1", "missing_eos_penalty: takes a cut answer"),
+        ("bootstrap_truncated=true mask_truncated_completions=true", "bootstrap_truncated: is about answers that are"),
     ],
 )
 def test_what_is_wrong_is_named(workplace, override, problem):
-    assert any(problem in found for found in check_up("ppo.yaml", [override]).file_problems)
+    (found,) = check_up("ppo.yaml", override.split()).file_problems
+    assert problem in found
+
+
+def test_a_critic_that_was_loaded_from_elsewhere(workplace):
+    """Its vocabulary has to be the policy's: another tokenizer is an error that says why."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["another"])
+    make_model(vocab_size=len(tokenizer)).save_pretrained("critic")
+    tokenizer.save_pretrained("critic")
+    with pytest.raises(ValueError, match="token ids"):
+        run(load_runfile("ppo.yaml", ["value_model_path=critic"]), console=Console(file=io.StringIO()))

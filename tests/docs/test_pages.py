@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from transformers import TrainingArguments
 
-from burnish import DPOConfig, GRPOConfig
-from burnish.compat import GRPO_ALIASES, UNBUILT_DPO, UNBUILT_GRPO
+from burnish import DPOConfig, GRPOConfig, PPOConfig
+from burnish.compat import GRPO_ALIASES, PPO_ALIASES, UNBUILT_DPO, UNBUILT_GRPO, UNBUILT_PPO
 from burnish.data.report import COUNTS
 from burnish.metrics import EXPLANATIONS, explain
 from burnish.models.head import STATISTICS
@@ -22,7 +22,7 @@ from burnish.trainers.config import REFUSED
 from burnish.trainers.persistence import FREE_OPTIONS, FREE_PREFIXES
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from trl_tables import OF_ROWS, TRL_FIELDS, TRL_GRPO_FIELDS
+from trl_tables import OF_ROWS, TRL_FIELDS, TRL_GRPO_FIELDS, TRL_PPO_FIELDS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -134,6 +134,39 @@ def test_options_of_grpo_do_what_the_table_says(tmp_path, name):
         assert fate == "differs"
 
 
+PPO_FATES = {"after": "### Options of PPOConfig"}
+
+
+def test_every_option_of_ppo_is_listed():
+    """Every field of TRL 0.25's PPOConfig, and every one of ours that no other table has."""
+    fates = set(table(*GRPO_FATES, **PPO_FATES))
+    own = set(table("coming-from-trl.md", "| field | default | what it does |", **PPO_FATES))
+    others = {field.name for config in (TrainingArguments, DPOConfig, GRPOConfig) for field in fields(config)}
+    assert fates == set(TRL_PPO_FIELDS) >= set(UNBUILT_PPO)
+    assert {field.name for field in fields(PPOConfig)} <= fates | own | others
+    assert not own & fates
+
+
+@pytest.mark.parametrize("name", sorted(TRL_PPO_FIELDS))
+def test_options_of_ppo_do_what_the_table_says(tmp_path, name):
+    """TRL's default is accepted; an option that is refused by name is so; one that is accepted has TRL's default."""
+    default, fate, sentence = table(*GRPO_FATES, **PPO_FATES)[name]
+    trls, ours = TRL_PPO_FIELDS[name], PPOConfig(output_dir=str(tmp_path))
+    assert default == f"`{trls!r}`"
+    given = PPOConfig(output_dir=str(tmp_path), **{name: trls})
+    if fate == "refused by name":
+        assert name in {**UNBUILT_PPO, **OF_ROWS}
+        with pytest.raises(ValueError, match=name):
+            PPOConfig(output_dir=str(tmp_path), **{name: 17})
+    elif fate == "alias":
+        assert f"`{PPO_ALIASES[name]}`" in sentence
+        assert vars(ours)[PPO_ALIASES[name]] == vars(given)[PPO_ALIASES[name]] == trls
+    elif fate == "accepted":
+        assert vars(ours)[name] == trls
+    else:
+        assert fate == "differs"
+
+
 def test_every_metric_is_explained_and_read():
     assert list(table("metrics.md", "| metric | what it is |")) == list(EXPLANATIONS)
     assert set(table("metrics.md", "| metric | normal | a bad curve | what to do |")) == set(EXPLANATIONS)
@@ -163,6 +196,14 @@ def test_metrics_of_grpo_that_are_the_same_are_there():
     same = {key for cell, (sentence,) in rows.items() for key in cell.split("`, `") if sentence.startswith("same")}
     assert len(same) > 20
     assert not [key for key in same if explain(key.replace("<function>", "f")) is None]
+
+
+def test_metrics_of_ppo_that_are_the_same_are_there():
+    """A key of TRL 0.25 whose sentence begins with "same" has a sentence of ours."""
+    rows = table("coming-from-trl.md", "| TRL's key | here |", after="### Metrics of PPO")
+    same = {key for cell, (sentence,) in rows.items() for key in cell.split("`, `") if sentence.startswith("same")}
+    assert len(same) >= 12
+    assert not [key for key in same if explain(key) is None]
 
 
 def test_rewards_page_lists_the_table():

@@ -231,6 +231,24 @@ def test_an_adapted_policy_in_memory_has_no_trunk_to_copy(tmp_path):
         PPOTrainer(adapted, near_wanted, PPOConfig(output_dir=str(tmp_path)), **options)
 
 
+def test_named_adapters(tmp_path):
+    """`model_adapter_name` is trained, `ref_adapter_name` is the reference."""
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    policy = get_peft_model(ending_model(0, torch.float32), lora, adapter_name="sft")
+    policy.add_adapter("ppo", lora)
+    settings = {"critic": "head", "model_adapter_name": "ppo", "ref_adapter_name": "sft", "cpu_tuning": "off"}
+    trainer = PPOTrainer(
+        policy, near_wanted, PPOConfig(output_dir=str(tmp_path), report_to="none", **settings),
+        train_dataset=make_prompts(), processing_class=make_tokenizer(),
+    )  # fmt: skip
+    trained = {name for name, p in trainer.policy.named_parameters() if p.requires_grad}
+    assert trained
+    assert all(".ppo." in name for name in trained)
+    assert trainer.reference.description == "adapter 'sft' of the policy"
+
+
 # Scripts of TRL.
 
 

@@ -214,7 +214,7 @@ def num_steps(values: Mapping[str, Any], num_rows: int | None) -> int | None:
         return values["max_steps"]
     plan = plan_of(values)
     if plan is not None and values.get("total_episodes"):
-        return math.ceil(values["total_episodes"] / (plan.prompts * plan.num_generations)) * plan.total_steps
+        return plan.steps_of(values["total_episodes"])
     if num_rows is None:
         return None
     if plan is not None:

@@ -23,7 +23,8 @@ def round_of(values: Values) -> RoundPlan:
         ValueError: numbers that do not divide.
     """
     numbers = {key: values[key] for key in ROUND_KEYS}
-    if values.get("num_mini_batches", 1) > 1:
+    has_size = values["steps_per_generation"] is not None or values["generation_batch_size"] is not None
+    if values.get("num_mini_batches", 1) > 1 and not has_size:
         numbers["steps_per_generation"] = values["num_mini_batches"] * values["gradient_accumulation_steps"]
     return plan_round(**numbers, processes=1, fewest_generations=1)
 

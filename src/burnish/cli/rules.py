@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from burnish.cli import ppo_rules
 from burnish.cli.rollout_rules import rollout_problems
 from burnish.cli.rulebook import RULES, Values, option_values, path_of, rule
 from burnish.cli.sources import train_sources, unnamed_problem
 from burnish.cli.validate import Problem, is_function_name, training_schema
 from burnish.data.shares import read_weights
 from burnish.registry import closest
+
+__all__ = ["ppo_rules", "rule_problems"]  # the former's rules register themselves
 
 HELD_OUT = ("data.eval", "data.eval_rows")
 REDACTED = "<redacted>"  # what run.yaml has in place of a secret

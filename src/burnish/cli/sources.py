@@ -28,6 +28,9 @@ def source_problems(document: Mapping[str, Any], broken: set[str]) -> Iterator[P
         name = document.get(key)
         if isinstance(name, str) and name and (message := _model_problem(name)):
             yield Problem((key,), message)
+    critic = _training(document).get("value_model_path")
+    if isinstance(critic, str) and (message := _model_problem(critic)):
+        yield Problem(("training", "value_model_path"), message)
     yield from _reward_problems(document)
     yield from _function_problems(document)
 
@@ -147,13 +150,23 @@ def reward_columns(document: Mapping[str, Any]) -> Iterator[tuple[str, str, str]
             yield reward, parameter, given if isinstance(given, str) else parameter
 
 
+def is_classifier_name(name: str) -> bool:
+    """Whether a reward is the name or path of a model, which has a slash in it or is a directory."""
+    is_path = "/" in name or Path(name).expanduser().is_dir()
+    return is_path and name not in _known_rewards() and not is_function_name(name)
+
+
+def _training(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    training = document.get("training")
+    return training if isinstance(training, Mapping) else {}
+
+
 def _known_rewards() -> dict[str, Any]:
     return load_schema()["x-rewards"]
 
 
 def _reward_settings(document: Mapping[str, Any], reward: str) -> Mapping[str, Any]:
-    training = document.get("training")
-    options = training.get("reward_options") if isinstance(training, Mapping) else None
+    options = _training(document).get("reward_options")
     settings = options.get(reward) if isinstance(options, Mapping) else None
     return settings if isinstance(settings, Mapping) else {}
 
@@ -183,7 +196,12 @@ def _reward_problem(name: str, settings: Mapping[str, Any]) -> str | None:
         unset = [setting for setting in known[name]["settings"] if setting not in settings]
         needs = ", ".join(f"{setting}: ..." for setting in unset)
         return f"is {name!r}, which needs training.reward_options: {{{name}: {{{needs}}}}}" if unset else None
-    if is_function_name(name) or "/" in name or Path(name).expanduser().is_dir():
+    if name.startswith(PATH_STARTS) and not (path := Path(name).expanduser()).is_dir():
+        return (
+            f"there is no directory {name!r}; looked for {path.absolute()}. A reward model is trained into it with: "
+            f"burnish train recipe:reward --set output_dir={name}"
+        )
+    if is_function_name(name) or is_classifier_name(name):
         return None
     if ":" in name:
         return f"is {name!r}; a function is written module:function, as in my_rewards:length"
@@ -191,8 +209,7 @@ def _reward_problem(name: str, settings: Mapping[str, Any]) -> str | None:
 
 
 def _function_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
-    training = document.get("training")
-    options = training if isinstance(training, Mapping) else {}
+    options = _training(document)
     named: dict[tuple[str | int, ...], Any] = {("training", "judge"): options.get("judge")}
     named |= {("rewards", index): reward for index, reward in enumerate(rewards_of(document))}
     losses = options.get("loss_type")

@@ -47,6 +47,10 @@ class RoundPlan:
         """Optimizer steps of a round."""
         return self.steps * self.iterations
 
+    def steps_of(self, answers: int) -> int:
+        """Optimizer steps of so many answers, in whole rounds."""
+        return -(-answers // (self.prompts * self.num_generations)) * self.total_steps
+
     def micro_batches_in_epoch(self, num_prompts: int) -> int:
         """Micro-batches of one process in an epoch: whole rounds, at least one."""
         return max(num_prompts // self.prompts, 1) * self.total_steps * self.micro_batches

@@ -87,6 +87,7 @@ class PolicyGradientTrainer(OnlineTrainer, ABC):
         self.rescoring = Rescoring.of(options, self.objective.entry, need_old=self.needs_old_logps(options))
         self.entropy_control = entropy_control(options)
         self.follows = self.followed(options)
+        self.model_adapter_name = options.model_adapter_name
         if ref_model is not None and not kl.coefficient:
             raise ValueError(
                 f"ref_model is given, and {kl.option}=0 compares with no reference: set {kl.option}, or leave it out"

@@ -172,8 +172,7 @@ class PPOConfig(CriticOptions, ReferenceOptions):
             self._count_steps(self.total_episodes)
 
     def _count_steps(self, episodes: int) -> None:
-        plan = self.round_plan()
-        steps = -(-episodes // (plan.prompts * plan.num_generations)) * plan.total_steps
+        steps = self.round_plan().steps_of(episodes)
         if self.max_steps not in (-1, steps):
             raise ValueError(
                 f"total_episodes={episodes} makes {steps} steps, and max_steps={self.max_steps}: set one of them"
