@@ -9,7 +9,7 @@ from burnish.cli.sources import is_classifier_name
 ONE_OF_THEM = "set one of them"
 # An option, another one, and why they exclude each other.
 CONTRADICTIONS = (
-    ("missing_eos_penalty", "bootstrap_truncated", "takes a cut answer for one that ended badly, not for one that goes on"),
+    ("missing_eos_penalty", "bootstrap_truncated", "takes a cut answer for one that ended"),
     ("missing_eos_penalty", "mask_truncated_completions", "is about answers that are left out"),
     ("bootstrap_truncated", "mask_truncated_completions", "is about answers that are left out"),
 )  # fmt: skip
