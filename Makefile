@@ -3,15 +3,22 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+REWARD_MODEL := runs/demo-reward/model.safetensors
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo demo-grpo test test-all check same bench docs clean
+.PHONY: demo demo-grpo demo-ppo test test-all check same bench docs clean
 
 demo: $(READY)
 	$(BIN)/burnish train recipe:dpo
 
 demo-grpo: $(READY)
 	$(BIN)/burnish train recipe:grpo
+
+demo-ppo: $(REWARD_MODEL)
+	$(BIN)/burnish train recipe:ppo
+
+$(REWARD_MODEL): | $(READY)
+	$(BIN)/burnish train recipe:reward --set output_dir=$(@D) --set overwrite_output_dir=true
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not gallery" -n 2
