@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 from burnish.cli.checkup import check_up
+from burnish.cli.resume import load_run_directory
 from burnish.cli.run import run
-from burnish.cli.runfile import load_runfile
+from burnish.cli.runfile import RunFileError, load_runfile
 from conftest import make_model, make_tokenizer
 
 RUN_FILE = """
@@ -58,6 +62,32 @@ def test_a_run(workplace):
     assert set(outcome.before) == set(outcome.after) >= {"eval_reward", "eval_objective/kl"}
     assert outcome.before["eval_objective/kl"].mean == 0
     assert AutoModelForSequenceClassification.from_pretrained("run/critic").config.num_labels == 1
+
+
+def test_a_reward_model(workplace):
+    """It scores the answers, and its copy is the critic, which `resume` goes on with."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForSequenceClassification(LlamaConfig(vocab_size=259, num_labels=1, **sizes)).save_pretrained("reward")
+    make_tokenizer().save_pretrained("reward")
+    changes = ["rewards=./reward", "critic=reward", "save_strategy=steps", "save_steps=1", "reward_scaling=scale"]
+    first = run(load_runfile("ppo.yaml", changes), console=Console(file=io.StringIO()))
+    assert first.before["eval_objective/kl"].mean == 0
+    critic = AutoModelForSequenceClassification.from_pretrained("run/critic")
+    assert critic.config.hidden_size == 16
+    shutil.rmtree("run/checkpoint-2")
+    again = run(load_run_directory(Path("run")), resume=True, console=Console(file=io.StringIO()))
+    for name, tensor in AutoModelForSequenceClassification.from_pretrained("run/critic").state_dict().items():
+        assert torch.equal(tensor, critic.state_dict()[name])
+    assert again.after["eval_reward"].mean == first.after["eval_reward"].mean
+
+
+def test_recipes(workplace):
+    """That of the demo asks for its reward model."""
+    with pytest.raises(RunFileError, match="burnish train recipe:reward --set output_dir=./runs/demo-reward"):
+        load_runfile("recipe:ppo")
+    Path("runs/demo-reward").mkdir(parents=True)
+    assert load_runfile("recipe:ppo").training["critic"] == "reward"
+    assert load_runfile("recipe:ppo-sums").rewards == ("number",)
 
 
 def test_a_check(workplace):
