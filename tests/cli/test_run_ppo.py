@@ -83,7 +83,7 @@ def test_a_reward_model(workplace):
 
 def test_recipes(workplace):
     """That of the demo asks for its reward model."""
-    with pytest.raises(RunFileError, match="burnish train recipe:reward --set output_dir=./runs/demo-reward"):
+    with pytest.raises(RunFileError, match=r"burnish train recipe:reward --set output_dir=\./runs/demo-reward"):
         load_runfile("recipe:ppo")
     Path("runs/demo-reward").mkdir(parents=True)
     assert load_runfile("recipe:ppo").training["critic"] == "reward"
