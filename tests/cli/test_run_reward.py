@@ -105,4 +105,4 @@ def test_what_a_reward_model_has_no_use_for(config, override, message):
 
 def test_the_recipe_is_sound():
     runfile = load_runfile("recipe:reward")
-    assert (runfile.method, runfile.eval, runfile.training["max_steps"]) == ("reward", "recipe:spoken-heldout", 20)
+    assert (runfile.method, runfile.eval, runfile.training["max_steps"]) == ("reward", "recipe:spoken-heldout", 10)
