@@ -86,7 +86,7 @@ def test_recipes(workplace):
     with pytest.raises(RunFileError, match=r"burnish train recipe:reward --set output_dir=\./runs/demo-reward"):
         load_runfile("recipe:ppo")
     Path("runs/demo-reward").mkdir(parents=True)
-    assert load_runfile("recipe:ppo").training["critic"] == "reward"
+    assert load_runfile("recipe:ppo").rewards == ("./runs/demo-reward",)
     assert load_runfile("recipe:ppo-sums").rewards == ("number",)
 
 
