@@ -10,6 +10,7 @@ from typing import Any
 
 GATE = 1e-4
 WARM_UP = 1
+PER_TOKEN = "tokens/"
 Result = Mapping[str, Any]
 
 
@@ -70,20 +71,30 @@ def other_tokens(peer: Result, ours: Result) -> list[int]:
 
 
 def differences(theirs: Result, own: Result, quantities: Sequence[str]) -> list[Difference]:
-    """Quantities of the first step, compared. A number that is not finite differs infinitely from any other."""
+    """Quantities of the first step, compared. A number that is not finite differs infinitely from any other.
+
+    A number is held against its own size; where there is one for each token (`PER_TOKEN`), against the root mean
+    square of all of them, since any token's may be next to 0.
+    """
     return [_difference(name, _as_list(theirs[name]), _as_list(own[name])) for name in quantities]
 
 
 def _difference(quantity: str, peer: Sequence[float], ours: Sequence[float]) -> Difference:
-    pairs = [(_relative(a, b), a, b) for a, b in zip(peer, ours, strict=True)]
+    scale = _root_mean_square(peer) if quantity.startswith(PER_TOKEN) else None
+    pairs = [(_relative(a, b, scale), a, b) for a, b in zip(peer, ours, strict=True)]
     relative, a, b = max(pairs)
     return Difference(quantity, a, b, relative)
 
 
-def _relative(a: float, b: float) -> float:
+def _relative(a: float, b: float, scale: float | None = None) -> float:
     if not (math.isfinite(a) and math.isfinite(b)):
         return math.inf
-    return abs(a - b) / max(abs(a), abs(b), 1e-12)
+    size = max(abs(a), abs(b)) if scale is None else scale
+    return abs(a - b) / max(size, 1e-12)
+
+
+def _root_mean_square(values: Sequence[float]) -> float:
+    return math.sqrt(statistics.fmean(value**2 if math.isfinite(value) else 0.0 for value in values))
 
 
 def _as_list(value: float | Sequence[float]) -> Sequence[float]:
@@ -91,11 +102,11 @@ def _as_list(value: float | Sequence[float]) -> Sequence[float]:
 
 
 def format_gate(table: Sequence[Difference], *, baseline: str, name: str, judged: bool) -> str:
-    """The comparison as text; of the log-probs, the row that differs most."""
-    lines = [f"first step         {baseline:>18} {name:>24} {'relative':>10}"]
+    """The comparison as text; of several numbers, the one that differs most."""
+    lines = [f"first step                 {baseline:>18} {name:>24} {'relative':>10}"]
     for row in table:
         verdict = "" if not judged else "  equal" if row.relative <= GATE else f"  NOT EQUAL (allowed {GATE:.0e})"
-        lines.append(f"{row.quantity:<18} {row.peer:>18.9g} {row.ours:>24.9g} {row.relative:>10.1e}{verdict}")
+        lines.append(f"{row.quantity:<26} {row.peer:>18.9g} {row.ours:>24.9g} {row.relative:>10.1e}{verdict}")
     return "\n".join(lines)
 
 

@@ -13,50 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from _compare import GATE, differences, format_gate, other_tokens
+from _methods import METHODS
 from _processes import Arm, num_cores, peer_python, run_arm, run_prepare, say
 
-SIDES = ("chosen", "rejected")
 PEER, PEER_TUNED, OURS, OURS_UNTUNED = "TRL", "TRL, tuned", "Burnish", "Burnish, cpu_tuning off"
-
-
-@dataclass(frozen=True)
-class Method:
-    """A method: its scripts, what of the first step is compared, and the options of its job with their defaults.
-
-    Attributes:
-        frozen_gate: the compared step runs in a process of its own, on answers that both are given.
-    """
-
-    name: str
-    quantities: tuple[str, ...]
-    data: str
-    options: Mapping[str, Any]
-    frozen_gate: bool
-
-
-METHODS = {
-    "dpo": Method(
-        name="dpo",
-        quantities=("loss", "grad_norm", *(f"{of}/{side}" for of in ("logps", "ref_logps") for side in SIDES)),
-        data="recipe:spoken-train",
-        options={"pairs": 4, "max_length": 512, "prompt_tokens": None, "answer_tokens": None, "reference": "live"},
-        frozen_gate=False,
-    ),
-    "grpo": Method(
-        name="grpo",
-        quantities=("loss", "kl", "grad_norm"),
-        data="recipe:sums-train",
-        options={
-            "num_prompts": 2,
-            "num_generations": 8,
-            "new_tokens": 64,
-            "prompt_tokens": None,
-            "micro_batch": None,
-            "beta": 0.04,
-        },
-        frozen_gate=True,
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +48,9 @@ class Case:
     def job(self) -> dict[str, Any]:
         """What every process of it is told."""
         method = METHODS[self.method]
+        if self.precision not in method.precisions:
+            allowed = ", ".join(method.precisions)
+            raise ValueError(f"{self.method} can be compared in {allowed}, and precision is {self.precision}")
         if unknown := self.options.keys() - method.options.keys():
             raise ValueError(f"unknown options of {self.method}: {sorted(unknown)}; known: {sorted(method.options)}")
         return {
@@ -128,7 +91,7 @@ def make_arms(
 ) -> list[Arm]:
     """TRL first, then, if asked for, TRL with Burnish's CPU settings, Burnish, and Burnish without them."""
     theirs = [(PEER, False)] * peer + [(PEER_TUNED, True)] * peer_tuned
-    python = peer_python(given_python) if theirs else ""
+    python = peer_python(given_python, METHODS[method].peer) if theirs else ""
     ours = [(OURS, "auto")] + [(OURS_UNTUNED, "off")] * untuned
     return [
         *(Arm(name, python, f"{method}_trl.py", {"tuned": tuned}) for name, tuned in theirs),

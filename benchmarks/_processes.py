@@ -15,9 +15,20 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 CHECKOUT, ARMS = HERE.parent, HERE / "arms"
-REQUIREMENTS = HERE / "trl-requirements.txt"
 INHERITED_NOT = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "PYTHONPATH", "OMP_", "MKL_", "KMP_")
 KILLED = -9
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment of a peer, in a directory of the checkout."""
+
+    directory: str
+    requirements: str
+
+
+TRL = Environment(".venv-trl", "trl-requirements.txt")
+TRL_WITH_PPO = Environment(".venv-trl025", "trl025-requirements.txt")
 
 
 @dataclass(frozen=True)
@@ -34,22 +45,22 @@ class ArmFailedError(RuntimeError):
     """A process of a benchmark ended with an error, or the system killed it for its memory."""
 
 
-def peer_python(given: str | None) -> str:
-    """The interpreter that has TRL: the one that was given, or that of `.venv-trl`, made now if it is not there."""
-    return os.path.abspath(given) if given else _make_peer_environment()
+def peer_python(given: str | None, environment: Environment = TRL) -> str:
+    """The interpreter that has TRL: the one that was given, or that of the environment, made now if it is not there."""
+    return os.path.abspath(given) if given else _make_peer_environment(environment)
 
 
-def _make_peer_environment() -> str:
-    directory = CHECKOUT / ".venv-trl"
+def _make_peer_environment(environment: Environment) -> str:
+    directory, requirements = CHECKOUT / environment.directory, HERE / environment.requirements
     python = directory / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     ready = directory / "requirements.txt"
-    if ready.is_file() and ready.read_bytes() == REQUIREMENTS.read_bytes():
+    if ready.is_file() and ready.read_bytes() == requirements.read_bytes():
         return str(python)
     say(f"making {directory.name} with TRL (once; a few minutes) …")
     venv.create(directory, with_pip=True, clear=True)
-    install = [str(python), "-m", "pip", "install", "--quiet", "--requirement", str(REQUIREMENTS)]
+    install = [str(python), "-m", "pip", "install", "--quiet", "--requirement", str(requirements)]
     subprocess.run(install, check=True)
-    ready.write_bytes(REQUIREMENTS.read_bytes())
+    ready.write_bytes(requirements.read_bytes())
     return str(python)
 
 

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from _compare import GATE, Spread, Summary, differences, summarise, timed
-from _paired import METHODS, PEER, PEER_TUNED, Case, Comparison
+from _methods import METHODS
+from _paired import PEER, PEER_TUNED, Case, Comparison
 from _record import file_name, markdown_table, new_record
 
 HEADER = (
@@ -112,37 +113,24 @@ def data_of(case: Case) -> str:
     return file_name(case.data or METHODS[case.method].data)
 
 
-def describe(case: Case) -> str:
-    """The size of a step in words."""
-    options = options_of(case)
-    exact = options["prompt_tokens"]
-    if case.method == "dpo":
-        lengths = f"up to {options['max_length']} tokens"
-        if exact:
-            lengths = f"prompts of {exact} and answers of {options['answer_tokens']} tokens"
-        return f"{options['pairs']} pairs a step, {lengths}, reference {options['reference']}"
-    prompts = f"of {exact} tokens" if exact else "as they are"
-    sizes = f"{options['num_prompts']} prompts x {options['num_generations']} answers of {options['new_tokens']} tokens"
-    return f"{sizes} a step, prompts {prompts}, beta {options['beta']:g}"
-
-
 def _text(comparison: Comparison, record: Mapping[str, Any], rows: Sequence[Summary]) -> str:
     case, processes = comparison.case, comparison.processes
+    method = METHODS[case.method]
     has_phases = "phases" in next(iter(processes.values()))[0]
     judged = f"at most {GATE:.0e} is allowed" if case.precision == "float32" else "shown, not judged"
     lines = [
-        f"# Burnish beside TRL: {case.method.upper()}, {case.precision}, {record['date']}",
+        f"# Burnish beside TRL: {method.title}, {case.precision}, {record['date']}",
         "",
         f"`{record['command']}` (commit {record['commit']})",
         "",
-        f"{data_of(case)}, {describe(case)}; one step to warm up, then {case.steps} timed; {case.rounds} processes an "
-        f"arm in alternating order; {case.threads} threads; the allocator as the system has it, but for what an arm "
-        "sets itself. Median over the processes, and their range:",
+        f"{data_of(case)}, {method.describe(options_of(case))}; one step to warm up, then {case.steps} timed; "
+        f"{case.rounds} processes an arm in alternating order; {case.threads} threads; the allocator as the "
+        "system has it, but for what an arm sets itself. Median over the processes, and their range:",
         "",
         format_table(rows),
         "",
         *(["Median seconds of each phase:", "", format_phases(processes), ""] if has_phases else []),
-        f"The step that is compared. Relative difference: {judged}; of log-probs, the row that differs most.",
+        f"The step that is compared. Relative difference: {judged}; of several numbers, the one that differs most.",
         "",
         _gate_table(comparison),
         "",

@@ -8,7 +8,7 @@ chat rows they would not train the same tokens: TRL trains on the newline that t
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,23 +26,41 @@ TextRow = dict[str, str]
 
 
 def inputs(job: dict[str, Any], folder: Path, tokenizer: Any) -> dict[str, Any]:
-    texts = [as_text(row, tokenizer) for row in read_rows(job["data"])]
-    random.Random(job["seed"]).shuffle(texts)
+    reference = save_noisy_reference(job["model"], folder, seed=job["seed"], noise=NOISE)
+    return {"reference_model": reference, **pick_rows(job, tokenizer, usable=usable_rows)}
+
+
+def pick_rows(
+    job: Mapping[str, Any], tokenizer: Any, *, usable: Callable[[list[TextRow], Mapping[str, Any], Any], list[TextRow]]
+) -> dict[str, Any]:
+    """The job's rows, drawn by the seed, and the same in the order in which Burnish's sampler takes them.
+
+    Args:
+        job: has `pairs`, `num_steps`, `max_length`, and `prompt_tokens` with `answer_tokens` or neither.
+        tokenizer: the model's.
+        usable: rows, job, tokenizer -> those that both libraries train on; where lengths are exact, all are.
+    """
+    texts = shuffled_texts(job, tokenizer)
     needed = job["num_steps"] * job["pairs"]
     exact = job["prompt_tokens"] is not None
-    rows = exact_rows(texts, job, tokenizer)[:needed] if exact else usable_rows(texts, job, tokenizer)[:needed]
+    rows = exact_rows(texts, job, tokenizer)[:needed] if exact else usable(texts, job, tokenizer)[:needed]
     if len(rows) < needed:
         steps = f"{job['num_steps']} steps of {job['pairs']} pairs"
         raise SystemExit(f"{job['data']} gives {len(rows)} usable rows; {steps} need {needed}")
     sampler = RankBatchSampler(len(rows), batch_size=job["pairs"], seed=job["seed"])
+    longest = job["prompt_tokens"] + job["answer_tokens"] if exact else 0
     return {
-        "max_length": max(job["max_length"], job["prompt_tokens"] + job["answer_tokens"])
-        if exact
-        else job["max_length"],
-        "reference_model": save_noisy_reference(job["model"], folder, seed=job["seed"], noise=NOISE),
+        "max_length": max(job["max_length"], longest),
         "rows": rows,
         "ordered_rows": [rows[index] for index in sampler.order()],
     }
+
+
+def shuffled_texts(job: Mapping[str, Any], tokenizer: Any) -> list[TextRow]:
+    """All rows of the job's data as text, in an order drawn by the seed."""
+    texts = [as_text(row, tokenizer) for row in read_rows(job["data"])]
+    random.Random(job["seed"]).shuffle(texts)
+    return texts
 
 
 def usable_rows(texts: list[TextRow], job: Mapping[str, Any], tokenizer: Any) -> list[TextRow]:

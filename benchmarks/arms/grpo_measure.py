@@ -6,12 +6,12 @@ compared; then the steps that are timed, on answers that the library draws itsel
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from measure import StepClock, common_options, first_log_line, loaded_bytes, start_job, train, write_result
+from phases import Phases
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PHASES = {"generate": "_generate", "score": "_calculate_rewards"}
@@ -44,7 +44,9 @@ def run(
         write_result(job, {"first_step": first})
         return
     loaded = loaded_bytes(policy, *([reference_of(trainer)] if job["beta"] else []))
-    clock, phases = StepClock(), Phases(trainer)
+    clock, phases = StepClock(), Phases(*PHASES)
+    for phase, method in PHASES.items():
+        phases.watch(trainer, method, phase)
     result = train(job, trainer, library=library, loaded=loaded, clock=clock)
     drawn = job["num_prompts"] * job["num_generations"] * job["new_tokens"]
     result["steps"] = [{"useful_tokens": drawn + job["prompt_tokens_a_step"]} for _ in result["seconds"]]
@@ -87,27 +89,3 @@ def frozen_reward(job: Job) -> Callable[..., list[float]]:
 def digit_reward(completion_ids: list[Any], **_: Any) -> list[float]:
     """Something cheap that differs within a group, whatever the tokens mean."""
     return [float(sum(int(token) for token in ids) % 10) / 10 for ids in completion_ids]
-
-
-class Phases:
-    """Seconds inside methods of a trainer, and what is left of each step: forward, backward, optimizer, all else."""
-
-    def __init__(self, trainer: Any) -> None:
-        self.seconds: dict[str, list[float]] = {phase: [] for phase in PHASES}
-        for phase, name in PHASES.items():
-            setattr(trainer, name, self._timed(phase, getattr(trainer, name)))
-
-    def _timed(self, phase: str, method: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
-            result = method(*args, **kwargs)
-            self.seconds[phase].append(time.perf_counter() - started)
-            return result
-
-        return timed
-
-    def of_steps(self, seconds: list[float]) -> dict[str, list[float]]:
-        """Generate, score and update of each step, whose sum is the step; one round is one step."""
-        parts = zip(*(self.seconds[phase] for phase in PHASES), strict=True)
-        update = [whole - sum(inside) for whole, inside in zip(seconds, parts, strict=True)]
-        return {**self.seconds, "update": update}

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from burnish.data.sources import load_rows
 from burnish.models.load import load_tokenizer, resolve_model
+from burnish.models.value import load_value_model
 
 SPREAD = 8  # tokens by which a piece of text may tokenise otherwise at its ends
 
@@ -62,6 +63,15 @@ def save_noisy_reference(model: str, directory: Path, *, seed: int, noise: float
             parameter.add_(drawn * noise * parameter.std(unbiased=False))
     reference.save_pretrained(directory / "reference")
     return str(directory / "reference")
+
+
+def save_scored_model(model: str, directory: Path, tokenizer: Any, *, seed: int) -> str:
+    """A sequence classifier with the model's trunk and a head drawn by the seed; returns where it is.
+
+    Its padding id ends no text; `own_pad_token` says which token that is.
+    """
+    load_value_model(model, tokenizer=tokenizer, head_init="normal", seed=seed).save_pretrained(directory)
+    return str(directory)
 
 
 def read_rows(source: Any) -> list[dict[str, Any]]:

@@ -9,7 +9,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import _compare
+import _methods
 import _paired
+import _processes
 import _report
 import _table_page
 import _table_rows
@@ -34,9 +36,17 @@ def test_a_difference_is_relative_and_that_of_the_worst_row():
     assert (row.peer, row.ours, row.relative) == (-2.0, -2.5, pytest.approx(0.2))
 
 
+def test_where_there_is_a_number_a_token_all_of_them_are_the_measure():
+    """Root mean square of 3 and 4 and 0: 5 / sqrt(3); off by 0.5, although the worst one alone is infinitely so."""
+    theirs, own = {"tokens/values": [3.0, 4.0, 0.0]}, {"tokens/values": [3.0, 4.0, 0.5]}
+    (row,) = _compare.differences(theirs, own, ["tokens/values"])
+    assert (row.peer, row.ours, row.relative) == (0.0, 0.5, pytest.approx(0.5 * 3**0.5 / 5))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_never_equal(value):
-    (row,) = _compare.differences({"loss": value}, {"loss": value}, ["loss"])
+@pytest.mark.parametrize("name", ["loss", "tokens/values"])
+def test_what_is_not_finite_is_never_equal(name, value):
+    (row,) = _compare.differences({name: [value, 1.0]}, {name: [value, 1.0]}, [name])
     assert row.relative > _compare.GATE
 
 
@@ -73,6 +83,22 @@ def test_a_case_has_the_defaults_of_its_method_and_refuses_other_options():
     assert (job["new_tokens"], job["num_generations"], job["num_steps"]) == (8, 8, 4)
     with pytest.raises(ValueError, match=r"unknown options of grpo: .'pairs'"):
         _paired.Case(method="grpo", options={"pairs": 2}).job()
+
+
+def test_a_precision_that_cannot_be_compared_is_refused():
+    assert _paired.Case(method="ppo").job()["epochs"] == 2
+    with pytest.raises(ValueError, match="ppo can be compared in float32"):
+        _paired.Case(method="ppo", precision="bfloat16").job()
+
+
+def test_every_method_has_its_scripts_its_peer_and_a_page():
+    for name, method in _methods.METHODS.items():
+        assert all((_processes.ARMS / f"{name}_{part}.py").is_file() for part in ("prepare", "trl", "burnish"))
+        requirements = (_processes.HERE / method.peer.requirements).read_text()
+        assert "trl==" in requirements
+        case = _paired.Case(method=name)
+        assert method.describe(_report.options_of(case))
+        assert _report.file_stem(case).startswith(f"vs-trl-{name}-float32-")
 
 
 def comparison() -> _paired.Comparison:

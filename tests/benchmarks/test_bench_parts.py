@@ -7,6 +7,7 @@ import math
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,6 +23,9 @@ import _svg
 import dpo_measure
 import dpo_prepare
 import inputs
+import phases
+import reward_measure
+import reward_prepare
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +64,51 @@ def test_useful_tokens_count_a_prompt_once():
     found = dpo_measure.describe_rows([chosen], [rejected])
     assert (found["useful_tokens"], found["trained_tokens"]) == (6, 4)
     assert found["digest"] != dpo_measure.describe_rows([rejected], [chosen])["digest"]
+
+
+def test_useful_tokens_of_a_reward_model_count_a_common_beginning_once():
+    """Common beginning 2; 4 + 3 - 2 = 5."""
+    found = reward_measure.describe_rows([[1, 2, 3, 4]], [[1, 2, 5]])
+    assert found["useful_tokens"] == 5
+    assert found["digest"] != reward_measure.describe_rows([[1, 2, 5]], [[1, 2, 3, 4]])["digest"]
+
+
+def test_rows_of_a_reward_model_are_never_cut(tokenizer):
+    short = {"prompt": "Say yes. ", "chosen": "yes<|im_end|>", "rejected": "no<|im_end|>"}
+    long = {**short, "rejected": "no, never, not at all, whatever you say<|im_end|>"}
+    longest = len(inputs.token_ids(short["prompt"] + short["chosen"], tokenizer))
+    assert reward_prepare.short_rows([long, short], {"max_length": longest}, tokenizer) == [short]
+
+
+class Library:
+    """Two functions of something that is measured."""
+
+    def score(self, model: str) -> str:
+        return model
+
+    def draw(self) -> None:
+        pass
+
+
+def test_phases_are_sums_of_calls_and_the_rest_is_the_update(monkeypatch):
+    """Clock of 1 s a look: each counted call takes 1 s. Two steps, with two calls of `rescore` in each."""
+    looks = iter(range(100))
+    monkeypatch.setattr(phases, "time", SimpleNamespace(perf_counter=lambda: float(next(looks))))
+    library, found = Library(), phases.Phases("generate", "score", "rescore")
+    found.watch(library, "draw", "generate")
+    found.watch(library, "score", {"reward": "score", "value": "rescore", "policy": None}.get)
+    for _ in range(2):
+        library.draw()
+        assert [library.score(name) for name in ("value", "reward", "value", "policy")][-1] == "policy"
+    assert found.of_steps([5.0, 7.0]) == {
+        "generate": [1.0, 1.0],
+        "score": [1.0, 1.0],
+        "rescore": [2.0, 2.0],
+        "update": [1.0, 3.0],
+    }
+    library.draw()
+    with pytest.raises(RuntimeError, match="3 calls do not divide into 2 steps"):
+        found.of_steps([5.0, 7.0])
 
 
 def run_of(*sampled: float, seconds: list[float] | None = None) -> _rewards.Run:

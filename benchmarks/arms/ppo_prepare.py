@@ -1,0 +1,61 @@
+"""The inputs of both PPO arms, made once: models, prompts, and the rollout that the gate compares.
+
+Answers of that rollout are pieces of text that end with the end-of-sequence token, all of one length, so that nothing
+is padded: TRL 0.25 puts an answer's score on the padding behind it, if there is any. As text they tokenise to
+themselves, since Burnish's reward models read text, and TRL's the policy's tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dpo_prepare import exact_rows, shuffled_texts
+from inputs import prepare, save_noisy_reference, save_scored_model, token_ids
+
+from burnish.models.padding import own_pad_token
+
+REFERENCE_NOISE = 1e-2  # so that the KL is a part of the rewards that a wrong KL would move
+
+
+def inputs(job: dict[str, Any], folder: Path, tokenizer: Any) -> dict[str, Any]:
+    num_prompts, size, seed = job["num_prompts"], job["micro_batch"], job["seed"]
+    if size is not None and num_prompts % size:
+        raise SystemExit(f"{num_prompts} answers a step do not divide into micro-batches of {size}")
+    lengths = {"prompt_tokens": job["prompt_tokens"], "answer_tokens": job["new_tokens"]}
+    sizes = {"num_steps": job["num_steps"], "pairs": num_prompts}
+    rows = exact_rows(shuffled_texts(job, tokenizer), {**lengths, **sizes}, tokenizer)
+    first = rows[:num_prompts]
+    models = {
+        "reference_model": save_noisy_reference(job["model"], folder, seed=seed, noise=REFERENCE_NOISE),
+        "reward_model": save_scored_model(job["model"], folder / "reward", tokenizer, seed=seed),
+        "value_model": save_scored_model(job["model"], folder / "value", tokenizer, seed=seed + 1),
+    }
+    for directory in models.values():
+        make_readable(Path(directory))
+    return {
+        **models,
+        "pad_token": own_pad_token(tokenizer),
+        "prompts": [row["prompt"] for row in rows],
+        "frozen": {
+            "prompt_ids": [token_ids(row["prompt"], tokenizer) for row in first],
+            "completion_ids": [_answer_ids(row, job["prompt_tokens"], tokenizer) for row in first],
+        },
+    }
+
+
+def _answer_ids(row: dict[str, str], num_prompt: int, tokenizer: Any) -> list[int]:
+    return token_ids(row["prompt"] + row["chosen"], tokenizer)[num_prompt:]
+
+
+def make_readable(directory: Path) -> None:
+    """Let transformers 4 find the base of rotary embeddings, which transformers 5 writes to another place."""
+    path = directory / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.setdefault("rope_theta", config["rope_parameters"]["rope_theta"])
+    path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    prepare(inputs)

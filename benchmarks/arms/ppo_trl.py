@@ -1,0 +1,119 @@
+"""The peer's arm: one job of the PPOTrainer of TRL 0.25, in an environment of its own.
+
+Its `train` is one function: what it calls by name in its module is watched and, for the gate, replaced there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from datasets import Dataset
+from phases import Phases
+from ppo_measure import Job, Models, found_quantities, gradient_norm, run, training_options
+from trl import PPOConfig, PPOTrainer
+from trl.trainer import ppo_trainer as library
+
+
+def make_trainer(job: Job, models: Models) -> PPOTrainer:
+    tokenizer = models.tokenizer
+    rows = [{"input_ids": tokenizer(text, add_special_tokens=False)["input_ids"]} for text in job["prompts"]]
+    if job["frozen_step"]:
+        rows = rows[: job["num_prompts"]]
+    dataset = Dataset.from_list(rows)
+    return PPOTrainer(
+        # No stop token: every answer gets its full length.
+        args=PPOConfig(**training_options(job), num_sample_generations=0),
+        processing_class=tokenizer,
+        model=models.policy,
+        ref_model=models.reference,
+        reward_model=models.reward,
+        value_model=models.value,
+        train_dataset=dataset,
+        eval_dataset=dataset,
+    )
+
+
+def watch(trainer: Any, phases: Phases) -> None:
+    phases.watch(library, "batch_generation", "generate")
+    phases.watch(library, "get_reward", lambda model: "score" if model is trainer.reward_model else "rescore")
+    phases.watch(library, "forward", lambda model: "rescore" if model is trainer.ref_model else None)
+
+
+class FrozenRound:
+    """Replaces generation by the frozen answers, and keeps what `train` computes of them.
+
+    Attributes:
+        order: which row of the frozen rollout stands where: TRL shuffles its prompts.
+        kept: name -> the results, in the order of the calls.
+    """
+
+    def __init__(self, frozen: dict[str, Any]) -> None:
+        self.answers = {tuple(ids): row for row, ids in enumerate(frozen["prompt_ids"])}
+        self.completion_ids = torch.tensor(frozen["completion_ids"])
+        self.order: list[int] = []
+        self.kept: dict[str, list[torch.Tensor]] = {}
+
+    def batch_generation(self, model: Any, queries: torch.Tensor, _: int, pad: int, config: Any) -> Any:
+        """The frozen answers, and the logits that drew them, had the policy drawn them."""
+        self.order = [self.answers[tuple(ids)] for ids in queries.tolist()]
+        rows = torch.cat([queries, self.completion_ids[self.order]], dim=1)
+        logits = library.forward(model, rows, pad).logits[:, queries.shape[1] - 1 : -1]
+        return rows, logits / config.temperature
+
+    def keep(self, name: str, function: Any, pick: Any) -> Any:
+        """The function, with what `pick` finds in its arguments and result kept."""
+
+        def keeping(*args: Any, **kwargs: Any) -> Any:
+            result = function(*args, **kwargs)
+            self.kept.setdefault(name, []).append(pick(args, result).detach().clone())
+            return result
+
+        return keeping
+
+    def rows(self, values: torch.Tensor) -> torch.Tensor:
+        """(N, T) in the order of the frozen rollout."""
+        return values[torch.tensor(self.order).argsort()]
+
+
+def first_step(job: Job, models: Models) -> dict[str, Any]:
+    trainer, frozen, norms = make_trainer(job, models), FrozenRound(job["frozen"]), list[float]()
+    start, step = job["prompt_tokens"] - 1, trainer.optimizer.step
+    own = {
+        "batch_generation": frozen.batch_generation,
+        "selective_log_softmax": frozen.keep("logps", library.selective_log_softmax, lambda _, result: result),
+        "get_reward": frozen.keep("values", library.get_reward, lambda _, result: result[0][:, start:-1, 0]),
+        "masked_whiten": frozen.keep(
+            "advantages", library.masked_whiten, lambda args, result: torch.stack([args[0], result])
+        ),
+    }
+    for name, function in own.items():
+        setattr(library, name, function)
+
+    def recording_step(*args: Any, **kwargs: Any) -> Any:
+        norms.append(gradient_norm(trainer.model))
+        return step(*args, **kwargs)
+
+    trainer.optimizer.step = recording_step
+    trainer.train()
+    advantages, whitened = frozen.kept["advantages"][0]
+    tokens = {
+        "logps": frozen.kept["logps"][0],
+        "ref_logps": frozen.kept["logps"][1],
+        "values": frozen.kept["values"][0],
+        "advantages": advantages,
+        "whitened_advantages": whitened,
+    }
+    line = next(line for line in trainer.state.log_history if "loss/value_avg" in line)
+    ordered = {name: frozen.rows(values) for name, values in tokens.items()}
+    return found_quantities(ordered, value_loss=line["loss/value_avg"], grad_norm=norms[-1])
+
+
+if __name__ == "__main__":
+    run(
+        library="trl",
+        make_trainer=make_trainer,
+        watch=watch,
+        first_step=first_step,
+        updates_in_round=lambda _: 1,
+    )
