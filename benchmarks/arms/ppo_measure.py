@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from measure import StepClock, common_options, loaded_bytes, start_job, train, write_result
 from phases import Phases
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 PHASES = ("generate", "score", "rescore")  # rescore: reference log-probs, values, and Burnish's old log-probs
 Job = dict[str, Any]
@@ -90,7 +90,8 @@ def load_models(job: Job) -> Models:
         reference=AutoModelForCausalLM.from_pretrained(job["reference_model"], dtype=torch.float32),
         reward=AutoModelForSequenceClassification.from_pretrained(job["reward_model"], dtype=torch.float32),
         value=AutoModelForSequenceClassification.from_pretrained(job["value_model"], dtype=torch.float32),
-        tokenizer=AutoTokenizer.from_pretrained(job["model"], pad_token=job["pad_token"]),
+        # Not by its own class: transformers 5 writes a name that transformers 4 does not know.
+        tokenizer=PreTrainedTokenizerFast.from_pretrained(job["model"], pad_token=job["pad_token"]),
     )
 
 

@@ -11,8 +11,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from dpo_prepare import exact_rows, shuffled_texts
 from inputs import prepare, save_noisy_reference, save_scored_model, token_ids
+from transformers import AutoModelForCausalLM
 
 from burnish.models.padding import own_pad_token
 
@@ -28,6 +30,7 @@ def inputs(job: dict[str, Any], folder: Path, tokenizer: Any) -> dict[str, Any]:
     rows = exact_rows(shuffled_texts(job, tokenizer), {**lengths, **sizes}, tokenizer)
     first = rows[:num_prompts]
     models = {
+        "model": save_copy(job["model"], folder / "policy", tokenizer),
         "reference_model": save_noisy_reference(job["model"], folder, seed=seed, noise=REFERENCE_NOISE),
         "reward_model": save_scored_model(job["model"], folder / "reward", tokenizer, seed=seed),
         "value_model": save_scored_model(job["model"], folder / "value", tokenizer, seed=seed + 1),
@@ -47,6 +50,13 @@ def inputs(job: dict[str, Any], folder: Path, tokenizer: Any) -> dict[str, Any]:
 
 def _answer_ids(row: dict[str, str], num_prompt: int, tokenizer: Any) -> list[int]:
     return token_ids(row["prompt"] + row["chosen"], tokenizer)[num_prompt:]
+
+
+def save_copy(model: str, directory: Path, tokenizer: Any) -> str:
+    """The model as it is, in float32, with its tokenizer; returns where it is."""
+    AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return str(directory)
 
 
 def make_readable(directory: Path) -> None:
