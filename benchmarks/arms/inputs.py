@@ -70,7 +70,7 @@ def save_scored_model(model: str, directory: Path, tokenizer: Any, *, seed: int)
 
     Its padding id ends no text; `own_pad_token` says which token that is.
     """
-    load_value_model(model, tokenizer=tokenizer, head_init="normal", seed=seed).save_pretrained(directory)
+    load_value_model(model, tokenizer=tokenizer, head_init="normal", seed=seed).save_pretrained(str(directory))
     return str(directory)
 
 
