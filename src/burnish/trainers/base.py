@@ -29,6 +29,7 @@ from burnish.models.vision import check_processing_class, tokenizer_of
 from burnish.runtime.distributed import sum_over_ranks
 from burnish.runtime.guard import StepGuard, poison
 from burnish.runtime.state import Counter, RunningMeans, Stateful
+from burnish.trainers.casts import KeptCasts
 from burnish.trainers.config import PolicyConfig
 from burnish.trainers.division import counted, divide, step_counts, term_means, unit_rows
 from burnish.trainers.evaluation import EvaluationMixin
@@ -115,6 +116,7 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, P
         self.run, self.cpu_settings = None, None
         self.metric_buffer = MetricBuffer()
         self.guard = StepGuard(max_skipped=options.max_skipped_steps)
+        self.casts = KeptCasts(options.device.type, casts=options.bf16 or options.fp16)
         self.num_tokens = Counter()
         self.running_means = RunningMeans(self.follows)
         self._step_started: float | None = None  # set by the first step, so that what comes before it is not counted
@@ -242,7 +244,9 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, P
         if self.state.global_step == 0 and not parcels[0].is_filler:
             self._report_first_step(parcels[0])
         with self.accelerator.autocast():
-            return self.prepare_step(self.model_wrapped, parcels), counts
+            prepared = self.prepare_step(self.model_wrapped, parcels)
+        self.casts.open()
+        return prepared, counts
 
     def take_parcels(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -330,10 +334,13 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, P
 
 
 class _FollowPolicy(TrainerCallback):
-    """Calls `follow_policy` after each optimizer step, before anything is logged, evaluated or saved."""
+    """Forgets the casts of weights that change, and calls `follow_policy` after, before anything is logged or saved."""
 
     def __init__(self, trainer: PolicyTrainer) -> None:
         self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.casts.close()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.follow_policy()

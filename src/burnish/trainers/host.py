@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from burnish.runtime.guard import StepGuard
     from burnish.runtime.rundir import RunDirectory
     from burnish.runtime.state import Counter, RunningMeans, Stateful
+    from burnish.trainers.casts import KeptCasts
     from burnish.trainers.config import PolicyConfig
     from burnish.trainers.sampling import EvalAnswers
     from burnish.types import LossOutput, TokenBatch
@@ -118,6 +119,7 @@ class Host(Trainer):
         findings: list[Finding]
         metric_buffer: MetricBuffer
         guard: StepGuard
+        casts: KeptCasts
         num_tokens: Counter
         running_means: RunningMeans
         late_evaluations: list[dict[str, Any]]

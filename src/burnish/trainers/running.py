@@ -60,6 +60,7 @@ class RunningMixin(Host):
         try:
             return super().train(resume_from_checkpoint=None if found is None else str(found), **kwargs)
         finally:
+            self.casts.close()
             if self.cpu_settings is not None:
                 cpu.apply(before)
             if self.run is not None:
