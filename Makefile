@@ -24,8 +24,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not gallery" -n 2
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -m "gallery and not slow" -n 2
-	$(BIN)/python -m pytest -m "slow"
+	$(BIN)/python -m pytest -m "slow or gallery" -n 2
 
 check: $(READY)
 	$(BIN)/ruff format --check src tests examples benchmarks tools

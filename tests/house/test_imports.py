@@ -23,6 +23,7 @@ RANKS = [
     {"generation", "rewards"},
     {"rollout"},
     {"trainers"},
+    {"testing"},
     {"report"},
     {"cli"},
 ]
