@@ -102,6 +102,7 @@ print(failed)
 """
 
 
+@pytest.mark.gallery
 def test_every_module_imports_alone():
     """Each with no other module of ours loaded, so that no cycle hides behind an order of imports."""
     names = [name for name in MODULES if not name.endswith("__main__")]

@@ -15,7 +15,7 @@ from conftest import make_rows
 sys.path.insert(0, str(Path(__file__).parent))
 from training import NUM_ROWS, make_trainer, relative_distance, step_gradients
 
-FAST = (["sigmoid"], ["aot"], ["bco_pair"], ["sigmoid", "sft"])
+FAST = (["sigmoid"], ["aot"])
 ALL = [*([name] for name in preference_losses), ["sigmoid", "sft"], ["aot", "sft"]]
 LOSSES = [pytest.param(loss, marks=() if loss in FAST else pytest.mark.gallery, id="+".join(loss)) for loss in ALL]
 SETTINGS = {"exo_pair": {"label_smoothing": 0.1}}

@@ -64,6 +64,7 @@ def test_gradients_and_metrics_do_not_depend_on_micro_batches(tmp_path, case):
             assert mine == pytest.approx(reference, rel=1e-9, abs=1e-9)
 
 
+@pytest.mark.gallery
 def test_layouts_and_token_budgets_change_nothing(tmp_path):
     """Prompts once or for each answer, micro-batches whole or in parts of one group: the same steps to 1e-6."""
     gradients, lines = run(tmp_path / "off", 16, 1, prefix_sharing="off", token_budget=0)
@@ -75,6 +76,7 @@ def test_layouts_and_token_budgets_change_nothing(tmp_path):
             assert mine == pytest.approx(reference, rel=1e-6, abs=1e-6)
 
 
+@pytest.mark.gallery
 def test_the_same_in_float32(tmp_path):
     """The policy stays as it is, so that the answers of the second round are the same too."""
     options = {"dtype": torch.float32, "learning_rate": 0.0, **CASES["kl, masked"]}

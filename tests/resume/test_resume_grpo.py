@@ -110,7 +110,7 @@ def test_the_run_has_what_is_tested(whole):
 MID_ROUND, ROUND_END = 3, 8
 
 
-@pytest.mark.parametrize("step", [MID_ROUND, ROUND_END])
+@pytest.mark.parametrize("step", [MID_ROUND, pytest.param(ROUND_END, marks=pytest.mark.slow)])
 def test_resumed_run_is_bit_identical(tmp_path, whole, step):
     """Step 3 is in the first pass over a round of four steps, step 8 ends its second pass."""
     resumed = stop_and_resume(tmp_path / "run", step)

@@ -125,7 +125,7 @@ def test_the_run_has_what_is_tested(whole):
 IN_THE_WARMUP, IN_AN_EPOCH = 1, 5
 
 
-@pytest.mark.parametrize("step", [IN_THE_WARMUP, IN_AN_EPOCH])
+@pytest.mark.parametrize("step", [pytest.param(IN_THE_WARMUP, marks=pytest.mark.slow), IN_AN_EPOCH])
 def test_resumed_run_is_bit_identical(tmp_path, whole, step):
     resumed = stop_and_resume(tmp_path / "run", step)
     assert_the_same(resumed, tmp_path / "run", *whole(FAST))

@@ -52,6 +52,7 @@ def test_the_switch_casts_at_each_use(tmp_path, without_kept_casts):
     assert min(casts_of_weights(make_trainer(tmp_path, dtype=torch.float32, ref_seed=None, **OPTIONS))) >= 8
 
 
+@pytest.mark.gallery
 @pytest.mark.parametrize("options", [{}, {"loss_type": ["aot"]}, {"gradient_checkpointing": True}], ids=str)
 def test_gradients_and_weights_are_the_same_bits(tmp_path, options):
     """`aot` scores the step without gradient first."""

@@ -161,6 +161,7 @@ def first_loss(tmp_path: Path, rows: list[dict], **options) -> float:
     return lines_of(trainer)[0]["loss"]
 
 
+@pytest.mark.gallery
 def test_what_rows_say_beside_the_preference(tmp_path):
     """Margins, ties and weights reach the loss: each is worked out from the scores of the same model."""
     rows = make_rows(4)
@@ -184,6 +185,7 @@ def test_what_rows_say_beside_the_preference(tmp_path):
     assert centered == pytest.approx(sum(map(nll, lead)) / 4 + 0.01 * sums, rel=1e-9)
 
 
+@pytest.mark.gallery
 def test_scores_are_no_margin_unless_asked_for(tmp_path):
     """TRL reads the column `margin` alone; a data set with scores has the same loss there and here."""
     rows = make_rows(4)
