@@ -313,3 +313,19 @@ def test_there_are_doctests():
     finder = doctest.DocTestFinder()
     found = [test for name in NAMES for test in finder.find(importlib.import_module(name)) if test.examples]
     assert len(found) >= 3
+
+
+@pytest.mark.parametrize("mark", ["<" * 7 + " ", ">" * 7 + " "])
+def test_no_merge_left_its_marks(mark):
+    """In anything that a person reads, code included."""
+    root = SOURCE.parent.parent
+    folders = [
+        path
+        for name in ("src", "tests", "docs", "examples", "benchmarks", "tools")
+        for path in (root / name).rglob("*")
+    ]
+    texts = [path for path in (*root.glob("*.md"), *folders) if path.suffix in (".md", ".py", ".yaml", ".json")]
+    assert len(texts) > 500
+    assert not [
+        path for path in texts if any(line.startswith(mark) for line in path.read_text(encoding="utf-8").splitlines())
+    ]
