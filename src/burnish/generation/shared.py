@@ -25,6 +25,7 @@ from transformers import AttentionInterface
 
 from burnish.generation.cache import Prefill, Room
 from burnish.generation.placed import PlacedRows, attention_windows, contents, kept_dtype
+from burnish.models.attention import attention_of, refuse_more_than_plain
 from burnish.models.introspect import UnsupportedModelError, takes_attention, trunk_of
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 NAME = "burnish_shared_rows"
 MIN_TOKENS, MIN_ROWS = 64, 4  # of a prompt; below, two attentions cost as much as they save
-_PLAIN_TENSORS = ("position_ids", "cache_position")
 
 
 class PromptPool:
@@ -198,12 +198,8 @@ class SharedRows(PlacedRows):
         trunk = trunk_of(model)
         if not takes_attention(trunk):
             raise UnsupportedModelError("its attention cannot be replaced")
-        config: Any = trunk.config
-        own, config._attn_implementation = config._attn_implementation, NAME
-        try:
+        with attention_of(trunk, NAME):
             yield
-        finally:
-            config._attn_implementation = own
 
 
 def shared_attention(
@@ -223,9 +219,9 @@ def shared_attention(
     Raises:
         NotImplementedError: the layer's attention is more than softmax(scaling q k) v, or not on the CPU.
     """
-    unknown = [name for name, item in kwargs.items() if isinstance(item, Tensor) and name not in _PLAIN_TENSORS]
-    if shared_rows is None or attention_mask is not None or dropout or unknown or kwargs.get("softcap") is not None:
-        raise NotImplementedError(f"attention with {', '.join(unknown) or 'a mask, a softcap or dropout of its own'}")
+    if shared_rows is None:
+        raise NotImplementedError("attention of shared rows without the rows")
+    refuse_more_than_plain(attention_mask, dropout, kwargs)
     if sliding_window is not None and sliding_window < shared_rows.longest_row:
         raise NotImplementedError(f"attention with a window of {sliding_window} over {shared_rows.longest_row} tokens")
     groups, layer_index = shared_rows.groups, cast("int", module.layer_idx)

@@ -13,6 +13,8 @@ Source: FlashAttention-2 (2307.08691) section 3, without its tiles.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,9 +51,9 @@ def tree_attention(
         NotImplementedError: the layer's attention is more than softmax(scaling q k) v over a sliding window.
     """
     del module
-    unknown = [name for name, item in kwargs.items() if isinstance(item, Tensor) and name not in _PLAIN_TENSORS]
-    if token_tree is None or attention_mask is not None or dropout or unknown or kwargs.get("softcap") is not None:
-        raise NotImplementedError(f"attention with {', '.join(unknown) or 'a mask, a softcap or dropout of its own'}")
+    if token_tree is None:
+        raise NotImplementedError("attention over a tree without its tree")
+    refuse_more_than_plain(attention_mask, dropout, kwargs)
     if sliding_window is not None:
         token_tree.windows.append(sliding_window)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -61,6 +63,33 @@ def tree_attention(
 
 
 AttentionInterface.register(NAME, tree_attention)
+
+
+def refuse_more_than_plain(attention_mask: Tensor | None, dropout: float, others: Mapping[str, Any]) -> None:
+    """An attention of ours stands in for softmax(scaling q k) v, and for nothing that a layer adds to it.
+
+    Args:
+        attention_mask: what transformers made; None for an attention that is registered without a mask.
+        dropout: of the attention weights.
+        others: the other arguments of the layer.
+
+    Raises:
+        NotImplementedError: there is more; whoever tries out attentions takes another one.
+    """
+    unknown = [name for name, item in others.items() if isinstance(item, Tensor) and name not in _PLAIN_TENSORS]
+    if attention_mask is not None or dropout or unknown or others.get("softcap") is not None:
+        raise NotImplementedError(f"attention with {', '.join(unknown) or 'a mask, a softcap or dropout of its own'}")
+
+
+@contextmanager
+def attention_of(trunk: nn.Module, name: str) -> Iterator[None]:
+    """The trunk's layers call the attention of this name, for as long as this is open."""
+    config: Any = trunk.config
+    own, config._attn_implementation = config._attn_implementation, name
+    try:
+        yield
+    finally:
+        config._attn_implementation = own
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,7 @@ padding, with an attention of our own (`models.attention`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import torch
 from transformers import DynamicCache
 
 from burnish.models.attention import NAME as TREE_ATTENTION
+from burnish.models.attention import attention_of
 from burnish.models.introspect import places_tokens
 from burnish.models.tree import make_tree
 from burnish.models.vision import image_inputs
@@ -121,7 +121,7 @@ def run_tree(
     """Prompts and completions as one row of real tokens; `tree` is the batch's, made if None."""
     tree = make_tree(batch) if tree is None else tree
     wanted: dict[str, Any] = {"output_router_logits": True} if output_router_logits else {}
-    with _attention(trunk, TREE_ATTENTION):
+    with attention_of(trunk, TREE_ATTENTION):
         outputs = trunk(
             input_ids=tree.input_ids(batch),
             position_ids=tree.position_ids(),
@@ -139,14 +139,3 @@ def run_tree(
 
 
 LAYOUTS: dict[str, Layout] = {"tree": run_tree, "cache": run_cache, "rows": run_rows}
-
-
-@contextmanager
-def _attention(trunk: nn.Module, name: str) -> Iterator[None]:
-    """The trunk's layers call the attention of this name, for as long as this is open."""
-    config: Any = trunk.config
-    own, config._attn_implementation = config._attn_implementation, name
-    try:
-        yield
-    finally:
-        config._attn_implementation = own
