@@ -26,9 +26,9 @@ def page(record: Mapping[str, Any], runs: Sequence[Run], targets: Sequence[float
             f"`{record['command']}` (commit {record['commit']})",
             "",
             f"`recipe:grpo` for {settings['max_steps']} steps of 8 prompts x 8 answers of at most 16 tokens, learning "
-            f"rate 1e-5, beta 0; {settings['threads']} threads. The weights after every {settings['every']} steps "
-            f"answer {settings['eval_rows']} held-out prompts, the same code and the same random numbers for both "
-            "libraries.",
+            f"rate {settings['learning_rate']:g}, beta 0; {settings['threads']} threads. The weights after every "
+            f"{settings['every']} steps answer {settings['eval_rows']} held-out prompts, the same code and the same "
+            "random numbers for both libraries.",
             "",
             "Steps to an accuracy (the first evaluation that has it), times median seconds a step. The steps are the "
             "median over Burnish's seeds, for both libraries: they train the same way.",

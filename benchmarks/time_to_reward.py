@@ -24,6 +24,8 @@ from _record import machine_facts, new_record
 from _rewards import Run, read_run_directory
 from _rewards_page import figure, page
 
+from burnish.cli.runfile import load_runfile
+
 EVALUATION_SEED = 42
 
 
@@ -56,7 +58,8 @@ def main() -> int:
         print(f"{type(error).__name__}: {error}")
         return 1
     settings = {name: value for name, value in vars(args).items() if not isinstance(value, Path | list)}
-    settings |= {"seeds": args.seeds, "targets": args.targets}
+    recipe = load_runfile("recipe:grpo").training
+    settings |= {"seeds": args.seeds, "targets": args.targets, "learning_rate": recipe["learning_rate"]}
     settings.pop("peer_python")
     record = new_record(machine, settings=settings, seconds_a_step=seconds, runs=[asdict(run) for run in runs])
     deliver(args, "time-to-reward", record, page(record, runs, args.targets), figure=figure(runs))

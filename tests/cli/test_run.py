@@ -135,6 +135,22 @@ def test_several_sources_then_resume(arguments, tmp_path):
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.parametrize(
+    ("sets", "is_told"),
+    [
+        (["max_steps=5"], True),
+        (["max_steps=4"], False),
+        (["max_steps=5", "precompute_ref_log_probs=true"], False),
+        (["max_steps=5", "sync_ref_model=true", "ref_model_sync_steps=4"], False),
+    ],
+    ids=["rows come again", "one pass", "scored before", "the reference moves"],
+)
+def test_a_reference_that_is_asked_again_and_again_is_told(arguments, sets, is_told):
+    config, overrides = arguments
+    _, screen = start(config, [*overrides, *sets])
+    assert ("1.25 passes, and always says the same: precompute_ref_log_probs=true asks it once" in screen) is is_told
+
+
 @pytest.mark.parametrize("held_out", ["null", "rows.jsonl"])
 def test_a_stream_then_resume(arguments, tmp_path, held_out):
     config, overrides = arguments

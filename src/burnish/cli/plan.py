@@ -11,6 +11,7 @@ from burnish.cli.methods import METHODS
 from burnish.cli.runfile import RunFile
 from burnish.models.adapter_summary import adapter_line
 from burnish.models.adapters import plain_model
+from burnish.trainers.precompute import could_precompute
 
 if TYPE_CHECKING:
     import torch
@@ -58,8 +59,10 @@ def _rollout_lines(trainer: Any, state: TrainerState) -> list[str]:
 
 
 def _preference_lines(trainer: Any, state: TrainerState) -> list[str]:
-    """Loss, and the arithmetic of a step."""
+    """Loss, the arithmetic of a step, and a cheaper way to the same numbers where there is one."""
     args = trainer.args
+    each = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    num_rows = len(trainer.train_dataset) if isinstance(trainer.train_dataset, Dataset) else 0
     factors = [f", {name} {value:g}" for name in SHOWN_FACTORS if (value := vars(args).get(name))]
     return [
         f"loss: {_losses(args.loss_type, args.loss_weights)}{''.join(factors)}; learning rate {args.learning_rate:g}, "
@@ -70,8 +73,19 @@ def _preference_lines(trainer: Any, state: TrainerState) -> list[str]:
             pairs=args.per_device_train_batch_size,
             micro_batches=args.gradient_accumulation_steps,
             processes=args.world_size,
-            num_rows=len(trainer.train_dataset) if isinstance(trainer.train_dataset, Dataset) else 0,
+            num_rows=num_rows,
         ),
+        *_repeated_reference(trainer, passes=state.max_steps * each / max(num_rows, 1)),
+    ]
+
+
+def _repeated_reference(trainer: Any, *, passes: float) -> list[str]:
+    """That a reference says the same of the same rows in every pass, and how to ask it once."""
+    if passes <= 1 or not could_precompute(trainer):
+        return []
+    return [
+        f"The reference scores each row anew in each of {passes:.3g} passes, and always says the same: "
+        "precompute_ref_log_probs=true asks it once."
     ]
 
 

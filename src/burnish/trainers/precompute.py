@@ -26,6 +26,7 @@ from burnish.data.numbers import REF_COLUMNS, TOKEN_COLUMNS
 from burnish.data.report import content_fingerprint as rows_fingerprint
 from burnish.data.sampler import RowDataset
 from burnish.data.schema import KWISE_IDS, KWISE_MASK, PAIR_IDS, PAIR_MASKS, PROMPT_COLUMN
+from burnish.models.moving import MovingReference
 from burnish.models.refcache import (
     CacheKey,
     DamagedCacheError,
@@ -102,6 +103,13 @@ def precompute(trainer: DPOTrainer) -> Precomputation:
         evaluation=evaluation,
         reference=Precomputed(reference, knows_tokens=per_token),
     )
+
+
+def could_precompute(trainer: DPOTrainer) -> bool:
+    """Whether the option would save work: the reference is a model that stays, and the rows can be scored before."""
+    reference = getattr(trainer, "reference", None)  # a reward model has none
+    stays = isinstance(reference, ModelReference) and not isinstance(reference, MovingReference)
+    return stays and isinstance(trainer.train_dataset, Dataset) and "divergence" not in trainer.losses.needs
 
 
 def check_can_precompute(dataset: Any, *, name: str) -> None:
