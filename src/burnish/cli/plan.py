@@ -37,6 +37,8 @@ def plan_lines(runfile: RunFile, trainer: DPOTrainer, state: TrainerState) -> li
         *(trainer.mixture.lines() if trainer.mixture is not None else ()),
         *objective(trainer, state),
     ]
+    if method.takes_reference and not method.draws_answers:
+        lines += _repeated_reference(trainer, state)
     lines.append(trainer.sharing.line())
     if trainer.cpu_settings is not None:
         lines += trainer.cpu_settings.lines()
@@ -59,10 +61,8 @@ def _rollout_lines(trainer: Any, state: TrainerState) -> list[str]:
 
 
 def _preference_lines(trainer: Any, state: TrainerState) -> list[str]:
-    """Loss, the arithmetic of a step, and a cheaper way to the same numbers where there is one."""
+    """Loss, and the arithmetic of a step."""
     args = trainer.args
-    each = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    num_rows = len(trainer.train_dataset) if isinstance(trainer.train_dataset, Dataset) else 0
     factors = [f", {name} {value:g}" for name in SHOWN_FACTORS if (value := vars(args).get(name))]
     return [
         f"loss: {_losses(args.loss_type, args.loss_weights)}{''.join(factors)}; learning rate {args.learning_rate:g}, "
@@ -73,19 +73,20 @@ def _preference_lines(trainer: Any, state: TrainerState) -> list[str]:
             pairs=args.per_device_train_batch_size,
             micro_batches=args.gradient_accumulation_steps,
             processes=args.world_size,
-            num_rows=num_rows,
+            num_rows=len(trainer.train_dataset) if isinstance(trainer.train_dataset, Dataset) else 0,
         ),
-        *_repeated_reference(trainer, passes=state.max_steps * each / max(num_rows, 1)),
     ]
 
 
-def _repeated_reference(trainer: Any, *, passes: float) -> list[str]:
+def _repeated_reference(trainer: DPOTrainer, state: TrainerState) -> list[str]:
     """That a reference says the same of the same rows in every pass, and how to ask it once."""
-    if passes <= 1 or not could_precompute(trainer):
+    args, rows = trainer.args, trainer.train_dataset
+    each = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if not isinstance(rows, Dataset) or state.max_steps * each <= len(rows) or not could_precompute(trainer):
         return []
     return [
-        f"The reference scores each row anew in each of {passes:.3g} passes, and always says the same: "
-        "precompute_ref_log_probs=true asks it once."
+        f"The reference scores each row anew in each of {state.max_steps * each / len(rows):.3g} passes, and always "
+        "says the same: precompute_ref_log_probs=true asks it once."
     ]
 
 

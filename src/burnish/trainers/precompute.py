@@ -107,8 +107,7 @@ def precompute(trainer: DPOTrainer) -> Precomputation:
 
 def could_precompute(trainer: DPOTrainer) -> bool:
     """Whether the option would save work: the reference is a model that stays, and the rows can be scored before."""
-    reference = getattr(trainer, "reference", None)  # a reward model has none
-    stays = isinstance(reference, ModelReference) and not isinstance(reference, MovingReference)
+    stays = isinstance(trainer.reference, ModelReference) and not isinstance(trainer.reference, MovingReference)
     return stays and isinstance(trainer.train_dataset, Dataset) and "divergence" not in trainer.losses.needs
 
 
