@@ -57,18 +57,45 @@ def render_preference(
     if isinstance(row, TextPreference):
         sides = render_text(row.prompt, row.chosen), render_text(row.prompt, row.rejected)
     else:
-        check_variables(tokenizer, row)
-        row = adapt_calls(tokenizer, row)
-        opening = open_prompt(tokenizer, row)
-        unread = unread_keys(tokenizer, row)
-        chosen, rejected = (
-            replace(render_chat(tokenizer, row, answer, column=column, opening=opening), unread_keys=unread)
-            for column, answer in (("chosen", row.chosen), ("rejected", row.rejected))
-        )
-        sides = chosen, rejected
+        sides = render_answers(tokenizer, row, ("chosen", "rejected"))
     for column, side in zip(("chosen", "rejected"), sides, strict=True):
         check_doubled(tokenizer, side.text, [end for _, end in side.spans], column=column)
-    return sides
+    return sides[0], sides[1]
+
+
+def render_single(
+    tokenizer: PreTrainedTokenizerBase, row: TextPreference | ChatPreference, *, column: str, is_whole: bool = False
+) -> Rendered:
+    """The text of a row of one answer, `chosen`.
+
+    Args:
+        tokenizer: has the chat template.
+        row: in canonical form.
+        column: of the answer, for errors.
+        is_whole: the prompt and the turns of others are trained too.
+
+    Raises:
+        DataError, RowProblem: as in `render_preference`.
+    """
+    if isinstance(row, TextPreference):
+        side = render_text(row.prompt, row.chosen)
+    else:
+        (side,) = render_answers(tokenizer, row, (column,))
+    check_doubled(tokenizer, side.text, [end for _, end in side.spans], column=column)
+    return replace(side, spans=((0, len(side.text)),)) if is_whole else side
+
+
+def render_answers(
+    tokenizer: PreTrainedTokenizerBase, row: ChatPreference, columns: Sequence[str]
+) -> tuple[Rendered, ...]:
+    """The answers of a row of messages behind its prompt; `columns` is what errors call them, chosen first."""
+    check_variables(tokenizer, row)
+    row = adapt_calls(tokenizer, row)
+    opening, unread = open_prompt(tokenizer, row), unread_keys(tokenizer, row)
+    return tuple(
+        replace(render_chat(tokenizer, row, answer, column=column, opening=opening), unread_keys=unread)
+        for column, answer in zip(columns, (row.chosen, row.rejected), strict=False)
+    )
 
 
 def open_prompt(tokenizer: PreTrainedTokenizerBase, row: ChatPreference) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from burnish.data.errors import DataError
-from burnish.data.kwise import KWISE_REF_COLUMN, KWISE_TOKEN_COLUMN, row_pairs
+from burnish.data.kwise import KWISE_REF_COLUMN, KWISE_TOKEN_COLUMN, LABELS_COLUMN, row_pairs
 from burnish.data.numbers import REF_COLUMNS, SCORE_COLUMNS, TIE_COLUMN, TOKEN_COLUMNS
 from burnish.data.schema import (
     KWISE_IDS,
@@ -31,7 +31,7 @@ class PreferenceCollator:
     Prompt i is that of the i-th row; the completions of a row stand one after the other: chosen and rejected, or as
     many as it has. `pairs` are those of each row in turn: chosen and rejected; for a tie both orders, each with half
     the row's weight, and the margin's sign turned in the second; of graded completions all of which one is graded
-    better, each with the row's weight. `margin` is the column of that name, else the difference of scores.
+    better, each with the row's weight; of answers with labels none. `margin` is the column of that name, else the difference of scores.
 
     Prompts are padded on the left, completions on the right, each to its own longest. A row with `is_filler`
     gives a batch that counts for nothing.
@@ -109,9 +109,31 @@ def _columns(rows: Sequence[Row], num_completions: Tensor) -> dict[str, Tensor]:
         "score": _tensor(_of_completions(rows, "scores", SCORE_COLUMNS)),
         "rank": _tensor(_of_completions(rows, "ranks")),
         **{name: None if n is None else n.repeat_interleave(num_completions) for name, n in of_rows.items()},
+        **_labels(rows, num_completions, of_rows["weight"]),
         "truncated": _tensor(_of_completions(rows, TRUNCATED_COLUMN)),
     }
     return {name: numbers for name, numbers in columns.items() if numbers is not None}
+
+
+def _labels(rows: Sequence[Row], num_completions: Tensor, weight: Tensor | None) -> dict[str, Tensor]:
+    """What rows with labels have: `label`, and, if some completions are another row's, `mismatched` and `weight`.
+
+    A row's completions beyond its labels are answers to another prompt (`burnish.data.mismatch`): they have weight 0.
+    """
+    labels = _given(rows, (LABELS_COLUMN,))
+    if not labels:
+        return {}
+    sizes = list(zip(labels, num_completions.tolist(), strict=True))
+    own = torch.tensor([place < len(of_row) for of_row, size in sizes for place in range(size)])  # (N,)
+    columns = {
+        "label": torch.zeros(len(own)).masked_scatter(
+            own, torch.tensor([float(label) for of_row in labels for label in of_row])
+        )
+    }
+    if bool(own.all()):
+        return columns
+    weights = torch.ones(len(rows)) if weight is None else weight
+    return {**columns, "mismatched": ~own, "weight": weights.repeat_interleave(num_completions) * own}
 
 
 def _pairs(rows: Sequence[Row], sizes: Sequence[int], *, margin_from_scores: bool) -> dict[str, Any]:
@@ -130,7 +152,7 @@ def _pairs(rows: Sequence[Row], sizes: Sequence[int], *, margin_from_scores: boo
         start += size
     has_weight |= any(row.get(TIE_COLUMN) for row in rows)
     return {
-        "pairs": torch.tensor(pairs, dtype=torch.int64),
+        "pairs": torch.tensor(pairs, dtype=torch.int64).view(-1, 2),
         "weight": torch.tensor(weights, dtype=torch.float32) if has_weight else None,
         "margin": None if None in margins else torch.tensor(margins, dtype=torch.float32),
     }

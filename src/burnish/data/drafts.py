@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from burnish.data.chat import Rendered
+from burnish.data.answers import answer_column, read_judged, read_supervised
+from burnish.data.chat import Rendered, render_single
 from burnish.data.formats import ANSWERS, ChatPreference, TextPreference, read_preference
+from burnish.data.images import refuse_images
 from burnish.data.kwise import (
     COMPLETIONS_COLUMN,
+    LABELS_COLUMN,
     completion_names,
     first_equals,
     naming_completions,
@@ -19,7 +22,7 @@ from burnish.data.kwise import (
     read_kwise_numbers,
     read_twos,
 )
-from burnish.data.numbers import read_numbers
+from burnish.data.numbers import read_numbers, read_weight
 from burnish.data.placeholders import WrittenImages, render_with_images
 
 
@@ -74,6 +77,51 @@ def draft_completions(
         ignored |= _unread_keys(preference, rendered)
     names = completion_names(COMPLETIONS_COLUMN, len(completions))
     return Draft(tuple(sides[place] for place in same), names, images, numbers, ignored)
+
+
+def draft_supervised(
+    row: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    processor: ProcessorMixin | None = None,
+    *,
+    whole: Collection[str] = (),
+) -> Draft:
+    """A row of one answer to imitate as text; its only label says that the answer is desirable.
+
+    Args:
+        row: in a schema of `burnish.data.answers`.
+        tokenizer: has the chat template.
+        processor: of a vision-language model; a row of one answer has no images.
+        whole: columns whose rows are trained with their prompt and the turns of others.
+
+    Raises:
+        RowProblem: the row cannot be trained on.
+    """
+    del processor
+    answer, column = read_supervised(row), answer_column(row)
+    refuse_images(answer, row)
+    side = render_single(tokenizer, answer, column=column, is_whole=column in whole)
+    numbers = {**read_weight(row), LABELS_COLUMN: [True]}
+    return Draft((side,), (column,), WrittenImages(), numbers, _unread_keys(answer, (side,)))
+
+
+def draft_judged(
+    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, processor: ProcessorMixin | None = None
+) -> Draft:
+    """A row of one judged answer, or of a desirable and an undesirable one, as text.
+
+    Raises:
+        RowProblem: the row cannot be trained on.
+    """
+    answers, labels = read_judged(row)
+    if len(labels) > 1:
+        sides, images = render_with_images(tokenizer, answers, row, processor=processor)
+        names = ANSWERS
+    else:
+        refuse_images(answers, row)
+        names, images = ("completion",), WrittenImages()
+        sides = (render_single(tokenizer, answers, column="completion"),)
+    return Draft(sides, names, images, {**read_weight(row), LABELS_COLUMN: labels}, _unread_keys(answers, sides))
 
 
 def _unread_keys(preference: TextPreference | ChatPreference, sides: Sequence[Rendered]) -> frozenset[str]:

@@ -68,18 +68,33 @@ def read_preference(row: Mapping[str, Any]) -> TextPreference | ChatPreference:
         RowProblem: the row cannot be trained on.
     """
     refuse_unbuilt(row)
-    tools, template_kwargs = read_tools(row.get(TOOLS_COLUMN)), read_template_kwargs(row.get(TEMPLATE_COLUMN))
     column = _prompt_column(row)
     kinds = {name: _kind(name, row.get(name)) for name in (column, *ANSWERS) if name is not None}
     if kinds["chosen"] != kinds["rejected"] or kinds.get(CONVERSATION_COLUMN) == "text":
         raise _mixed_layout(row, kinds)
-    if kinds["chosen"] == "text" and (column is None or kinds[column] == "text"):
-        for name, value in ((TOOLS_COLUMN, tools), (TEMPLATE_COLUMN, template_kwargs)):
-            if value:
-                fix = "Give prompt and answers as messages, or remove the column."
-                raise RowProblem(name, "is read by chat templates only, and the row is text", value=value, fix=fix)
+    is_chat = kinds["chosen"] != "text" or (column is not None and kinds[column] != "text")
+    tools, template_kwargs = read_template(row, is_chat=is_chat)
+    if not is_chat:
         return _read_texts(row)
     return replace(_read_chats(row, column, kinds), tools=tools, template_kwargs=template_kwargs)
+
+
+def read_template(row: Mapping[str, Any], *, is_chat: bool) -> tuple[tuple[Nested, ...], Nested]:
+    """The tools of a row, and the variables that it gives its chat template.
+
+    Args:
+        row: as it was given.
+        is_chat: it is made of messages.
+
+    Raises:
+        RowProblem: one that cannot be read, or a row of text that has one.
+    """
+    tools, template_kwargs = read_tools(row.get(TOOLS_COLUMN)), read_template_kwargs(row.get(TEMPLATE_COLUMN))
+    for name, value in ((TOOLS_COLUMN, tools), (TEMPLATE_COLUMN, template_kwargs)):
+        if value and not is_chat:
+            fix = "Give prompt and answers as messages, or remove the column."
+            raise RowProblem(name, "is read by chat templates only, and the row is text", value=value, fix=fix)
+    return tools, template_kwargs
 
 
 def content_columns(present: Sequence[str]) -> list[str]:

@@ -25,6 +25,7 @@ from burnish.data.plain import is_nothing
 COMPLETIONS_COLUMN = "completions"
 GRADE_COLUMNS = ("scores", "ranks")
 KWISE_REF_COLUMN, KWISE_TOKEN_COLUMN = "ref_completion_logps", "ref_completion_token_logps"
+LABELS_COLUMN = "labels"  # of a prepared row whose answers are no pairs: each is desirable, or is not
 KWISE_NUMBERS = ("weight", KWISE_REF_COLUMN, KWISE_TOKEN_COLUMN)
 MIN_COMPLETIONS = 2
 
@@ -58,7 +59,7 @@ def grades_of(row: Mapping[str, Any]) -> list[float] | None:
 
 
 def row_pairs(row: Mapping[str, Any]) -> tuple[Pair, ...]:
-    """The pairs of a prepared row, as places of its completions; a tie is one in each order.
+    """The pairs of a prepared row, as places of its completions; a tie is one in each order, labels are none.
 
     >>> row_pairs({}), row_pairs({"tie": True}), row_pairs({"ranks": [2, 1]})
     (((0, 1),), ((0, 1), (1, 0)), ((1, 0),))
@@ -66,6 +67,8 @@ def row_pairs(row: Mapping[str, Any]) -> tuple[Pair, ...]:
     grades = grades_of(row)
     if grades is not None:
         return preferred_pairs(grades)
+    if LABELS_COLUMN in row:
+        return ()
     return ((0, 1), (1, 0)) if row.get(TIE_COLUMN) else ((0, 1),)
 
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from burnish.data.drafts import Draft, draft_completions, draft_preference
+from burnish.data.drafts import Draft, draft_completions, draft_judged, draft_preference, draft_supervised
 from burnish.data.encode import TrainedTokens, encode_texts, train_tokens
 from burnish.data.errors import RowProblem
 from burnish.data.kwise import (
     KWISE_REF_COLUMN,
     KWISE_TOKEN_COLUMN,
+    LABELS_COLUMN,
     completion_names,
     grades_of,
     num_equal,
@@ -29,12 +31,15 @@ from burnish.data.prefix import common_prefix
 from burnish.data.pretokenized import read_tokens, read_truncated
 from burnish.data.report import COMPLETION_LENGTHS, COUNTS, PAIR_COUNTS, PROMPT_LENGTH
 from burnish.data.schema import (
+    JUDGED,
     KWISE_IDS,
     KWISE_MASK,
     PAIR_IDS,
     PAIR_MASKS,
+    PREFERENCES,
     PROMPT_COLUMN,
     SOURCE_COLUMN,
+    SUPERVISED,
     TRUNCATED_COLUMN,
     is_kwise,
     output_features,
@@ -58,6 +63,8 @@ class TokenRules:
         code: hash of the code that does it, and of what it reads beside the rows, so that the cache is of both.
         processor: the model's, which writes images out, or None for a model of text.
         keep_template_end: answers keep what the chat template puts after their last token.
+        kind: one of `ROW_KINDS`.
+        whole: columns of supervised answers whose rows are trained as a whole.
     """
 
     truncation: TruncationPolicy
@@ -66,6 +73,14 @@ class TokenRules:
     code: str
     processor: ProcessorMixin | None = None
     keep_template_end: bool = False
+    kind: str = PREFERENCES
+    whole: frozenset[str] = frozenset()
+
+    def reader(self, columns: Mapping[str, Any]) -> Callable[..., Draft]:
+        """(row, tokenizer, processor) -> `Draft`, for rows of these columns."""
+        preferences = draft_completions if is_kwise(columns) else draft_preference
+        supervised = partial(draft_supervised, whole=self.whole)
+        return {PREFERENCES: preferences, SUPERVISED: supervised, JUDGED: draft_judged}[self.kind]
 
 
 def preference_batch(
@@ -77,7 +92,7 @@ def preference_batch(
 ) -> dict[str, list[Any]]:
     """Records of a batch of text and message rows; every text of the batch is tokenised in one call."""
     rows = _rows(batch)
-    read = draft_completions if is_kwise(batch) else draft_preference
+    read = rules.reader(batch)
     drafts = [_attempt(read, row, tokenizer, rules.processor) for row in rows]
     sides = [side for draft in drafts if isinstance(draft, Draft) for side in draft.sides]
     encoded = iter(encode_texts(tokenizer, [side.text for side in sides]) if sides else [])
@@ -98,7 +113,7 @@ def preference_batch(
             for side in draft.sides
         ]
         outcomes.append(_attempt(_drafted_record, draft, trained, rules.truncation))
-    return _collect(batch, rows, indices, outcomes)
+    return _collect(batch, rows, indices, outcomes, kind=rules.kind)
 
 
 def tokenized_batch(
@@ -115,7 +130,9 @@ def tokenized_batch(
 
 
 def _drafted_record(draft: Draft, sides: Sequence[TrainedTokens], truncation: TruncationPolicy) -> Record:
-    heads = [side.ids[: side.num_prompt] for side in sides]
+    is_alone = LABELS_COLUMN in draft.numbers and len(sides) == 1
+    least = 1 if is_alone else 0  # where all is trained, nothing comes before the first token: it is the prompt
+    heads = [side.ids[: max(side.num_prompt, least)] for side in sides]
     shared = min(common_prefix(heads[0], head) for head in heads)
     row = RowTokens(
         prompt=heads[0][:shared],
@@ -164,7 +181,7 @@ def _row_record(row: RowTokens, cut: RowTokens, numbers: Mapping[str, Any], *, i
     """
     record = {**_empty_record(), **numbers, PROMPT_COLUMN: cut.prompt}
     grades, lengths = grades_of(numbers), cut.trained_lengths
-    if grades is not None:
+    if grades is not None or LABELS_COLUMN in numbers:
         record |= {KWISE_IDS: cut.completions, KWISE_MASK: cut.masks}
     else:
         record |= zip(PAIR_IDS, cut.completions, strict=True)
@@ -208,9 +225,14 @@ def _is_against_label(numbers: Mapping[str, Any]) -> bool:
 
 
 def _empty_record() -> Record:
-    lists = (PROMPT_COLUMN, *PAIR_IDS, *PAIR_MASKS, KWISE_IDS, KWISE_MASK, TRUNCATED_COLUMN, COMPLETION_LENGTHS)
+    lists = (PROMPT_COLUMN, *PAIR_IDS, *PAIR_MASKS, KWISE_IDS, KWISE_MASK, LABELS_COLUMN, TRUNCATED_COLUMN)
     counts = (PROMPT_LENGTH, *PAIR_COUNTS, *COUNTS)
-    return {**{column: list[Any]() for column in lists}, **dict.fromkeys(counts, 0), "ignored_keys": "", "problem": ""}
+    return {
+        **{column: list[Any]() for column in (*lists, COMPLETION_LENGTHS)},
+        **dict.fromkeys(counts, 0),
+        "ignored_keys": "",
+        "problem": "",
+    }
 
 
 def _rows(batch: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
@@ -242,6 +264,8 @@ def _collect(
     rows: Sequence[Mapping[str, Any]],
     indices: Sequence[int],
     outcomes: Sequence[Record | RowProblem],
+    *,
+    kind: str = PREFERENCES,
 ) -> dict[str, list[Any]]:
     records: list[Record] = []
     for row, index, outcome in zip(rows, indices, outcomes, strict=True):
@@ -253,4 +277,4 @@ def _collect(
             continue
         assert isinstance(outcome, dict)
         records.append({**outcome, **integers})
-    return {column: [record.get(column) for record in records] for column in output_features(list(batch))}
+    return {column: [record.get(column) for record in records] for column in output_features(list(batch), kind)}

@@ -47,7 +47,7 @@ class DataReport:
         name: the data set's name in messages: train, eval.
         fingerprint: hash of all that is trained on, in order; the same on every machine.
         num_rows: rows that are left.
-        num_pairs: pairs that they are; a tie is two.
+        num_pairs: pairs that they are; a tie is two, single answers are none.
         num_dropped: bad rows left out.
         dropped_share: their share of the rows that were given.
         bad_rows: the first of them.
@@ -85,7 +85,8 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """The report for a person: counts of zero are left out."""
-        pairs = f", {self.num_pairs} pairs" if self.num_pairs != self.num_rows else ""
+        pairs = f", {self.num_pairs} pairs" if self.num_pairs not in (0, self.num_rows) else ""
+        longer = f"; the preferred answer is longer in {self.chosen_longer_share:.0%} of the pairs"
         dropped = f", {self.num_dropped} bad rows dropped ({self.dropped_share:.1%})" if self.num_dropped else ""
         lengths = ", ".join(
             f"{name.removesuffix('_length')} {mean:.1f} (max {self.max_lengths[name]})"
@@ -94,7 +95,7 @@ class DataReport:
         head = ", the first rows of a stream" if self.is_head else ""
         lines = [
             f"{self.name}{head}: {self.num_rows} rows{pairs}{dropped}; fingerprint {self.fingerprint}",
-            f"  mean tokens: {lengths}; the preferred answer is longer in {self.chosen_longer_share:.0%} of the pairs",
+            f"  mean tokens: {lengths}{longer if self.num_pairs else ''}",
         ]
         if self.scores:
             lines.append(
@@ -142,7 +143,7 @@ def make_report(
         counts={column: totals[column] for column in COUNTS},
         mean_lengths={column: float(values.mean()) for column, values in lengths.items()},
         max_lengths={column: int(values.max()) for column, values in lengths.items()},
-        chosen_longer_share=totals["num_longer"] / totals["num_pairs"],
+        chosen_longer_share=totals["num_longer"] / max(totals["num_pairs"], 1),
         scores=_score_statistics(mapped),
         ignored_columns=tuple(sorted(ignored_columns)),
     )

@@ -1,7 +1,8 @@
 """The columns of a data set: which of a given one are read, and which a prepared one has.
 
-A data set is one of pairs (chosen and rejected) or K-wise (several graded completions of a prompt), as a whole, by its
-columns; and it is one of text and messages, or of token ids.
+A data set of preferences is one of pairs (chosen and rejected) or K-wise (several graded completions of a prompt), as a
+whole, by its columns; and it is one of text and messages, or of token ids. Methods that learn from single answers read
+them as `burnish.data.answers` says; what they prepare are completions with labels.
 """
 
 from __future__ import annotations
@@ -12,10 +13,18 @@ from typing import Any
 from datasets import Dataset, Features, Json, Value
 from datasets import Sequence as ListOf
 
+from burnish.data.answers import LABEL_COLUMN, SUPERVISED_COLUMNS
 from burnish.data.errors import DataError
 from burnish.data.formats import ANSWERS, CONVERSATION_COLUMN, content_columns
 from burnish.data.images import DIGEST_COLUMN
-from burnish.data.kwise import COMPLETIONS_COLUMN, GRADE_COLUMNS, KWISE_NUMBERS, KWISE_REF_COLUMN, KWISE_TOKEN_COLUMN
+from burnish.data.kwise import (
+    COMPLETIONS_COLUMN,
+    GRADE_COLUMNS,
+    KWISE_NUMBERS,
+    KWISE_REF_COLUMN,
+    KWISE_TOKEN_COLUMN,
+    LABELS_COLUMN,
+)
 from burnish.data.numbers import NUMBER_COLUMNS, TIE_COLUMN, TOKEN_COLUMNS
 from burnish.data.parts import IMAGE_COLUMNS
 from burnish.data.report import COMPLETION_LENGTHS, COUNTS, PAIR_COUNTS, PROMPT_LENGTH
@@ -27,6 +36,9 @@ KWISE_IDS, KWISE_MASK = "completion_input_ids", "completion_loss_mask"
 TRUNCATED_COLUMN = "truncated"
 SOURCE_COLUMN = "source"
 JSON = "json"
+PREFERENCES, SUPERVISED, JUDGED = ROW_KINDS = ("preferences", "supervised", "judged")
+
+OF_PREFERENCES = ("prompt", *ANSWERS, CONVERSATION_COLUMN)  # columns of content that other kinds choose themselves
 
 INTEGER, NUMBER, IDS, MASK = Value("int64"), Value("float64"), ListOf(Value("int32")), ListOf(Value("bool"))
 
@@ -43,23 +55,27 @@ def is_tokenized(columns: Collection[str]) -> bool:
     return PROMPT_COLUMN in columns and (KWISE_IDS in columns or set(PAIR_IDS) <= set(columns))
 
 
-def read_columns(dataset: Dataset, *, name: str) -> list[str]:
+def read_columns(dataset: Dataset, *, name: str, kind: str = PREFERENCES) -> list[str]:
     """The columns of a data set that are read: of its schema, optional, and refused if filled.
 
     Args:
         dataset: rows in any accepted schema.
         name: the data set's name in messages.
+        kind: one of `ROW_KINDS`, what its rows are read as.
 
     Raises:
         DataError: a column is missing, or there are columns of which only one may be there.
     """
     present, features = dataset.column_names, dataset.features
-    wanted = _kwise_columns(dataset, name) if is_kwise(present) else _pair_columns(dataset, name)
-    if is_tokenized(present):
+    if kind != PREFERENCES:
+        wanted = _OF_ANSWERS[kind](dataset, name) | {"weight"}
+    else:
+        wanted = _kwise_columns(dataset, name) if is_kwise(present) else _pair_columns(dataset, name)
+    if kind == PREFERENCES and is_tokenized(present):
         wanted |= {PROMPT_COLUMN, *IMAGE_COLUMNS}
         wanted |= set() if isinstance(features.get(TRUNCATED_COLUMN), Value) else {TRUNCATED_COLUMN}
     else:
-        wanted |= set(content_columns(present)).difference(ANSWERS)
+        wanted |= set(content_columns(present)).difference(ANSWERS if kind == PREFERENCES else OF_PREFERENCES)
     types = {column: _dtype(features.get(column)) for column in ("row_id", SOURCE_COLUMN)}
     wanted |= {column for column, kind in types.items() if "int" in kind or kind == JSON}
     return [column for column in present if column in wanted]
@@ -89,16 +105,20 @@ def split_ref_logps(dataset: Dataset, *, name: str) -> Dataset:
     return dataset
 
 
-def output_features(read: Collection[str]) -> Features:
+def output_features(read: Collection[str], kind: str = PREFERENCES) -> Features:
     """The columns of prepared rows and of what is counted, in order, with their types.
 
     They are stated, not inferred: rows that are all bad, or all whole, must not change a column's type.
 
     Args:
         read: the columns of the given rows that are read.
+        kind: what they are read as.
     """
     features: dict[str, Any] = {"row_id": INTEGER, PROMPT_COLUMN: IDS}
-    if is_kwise(read):
+    if kind != PREFERENCES:
+        features |= {KWISE_IDS: ListOf(IDS), KWISE_MASK: ListOf(MASK), LABELS_COLUMN: MASK}
+        features |= {"weight": NUMBER} if "weight" in read else {}
+    elif is_kwise(read):
         features |= {KWISE_IDS: ListOf(IDS), KWISE_MASK: ListOf(MASK)}
         numbers = {
             "scores": ListOf(NUMBER),
@@ -169,6 +189,37 @@ def _kwise_columns(dataset: Dataset, name: str) -> set[str]:
         )
     ids = {KWISE_IDS, KWISE_MASK} if is_tokenized(present) else {COMPLETIONS_COLUMN}
     return {*ids, *grades, *_filled(dataset, KWISE_NUMBERS)}
+
+
+def _supervised_columns(dataset: Dataset, name: str) -> set[str]:
+    filled = _filled(dataset, SUPERVISED_COLUMNS)
+    own = [column for column in filled if column != "chosen"] or filled
+    if not own:
+        raise _no_answers(dataset, name, "messages, or prompt and completion, or text")
+    return {*own, *(["prompt"] if {"completion", "chosen"}.intersection(own) else [])}
+
+
+def _judged_columns(dataset: Dataset, name: str) -> set[str]:
+    present = dataset.column_names
+    if LABEL_COLUMN in present and "completion" in present:
+        return {"prompt", "completion", LABEL_COLUMN}
+    if not set(ANSWERS) <= set(present):
+        raise _no_answers(dataset, name, "prompt, completion and label, or prompt, chosen and rejected")
+    return {"prompt", *ANSWERS}
+
+
+_OF_ANSWERS = {SUPERVISED: _supervised_columns, JUDGED: _judged_columns}
+
+
+def _no_answers(dataset: Dataset, name: str, wanted: str) -> DataError:
+    present = dataset.column_names
+    ids = [column for column in present if column.endswith("input_ids")]
+    hint = f"Rows of token ids ({ids[0]}) are not built for this method. " if ids else ""
+    return DataError(
+        f"{name}: the data set has no column with an answer{closest('completion', present)}\n"
+        f"It has: {', '.join(present)}. {hint}This method reads {wanted}.\n"
+        "Rename a column: dataset.rename_column('OLD_NAME', 'completion')."
+    )
 
 
 def _filled(dataset: Dataset, columns: Sequence[str]) -> list[str]:

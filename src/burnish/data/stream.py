@@ -13,7 +13,7 @@ import hashlib
 import json
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -26,7 +26,7 @@ from burnish.data.images import encode_rows
 from burnish.data.numbers import REF_COLUMNS
 from burnish.data.parts import IMAGE_COLUMNS
 from burnish.data.report import COUNTS, DataReport
-from burnish.data.schema import split_ref_logps
+from burnish.data.schema import PREFERENCES, split_ref_logps
 from burnish.data.sources import load_rows
 from burnish.data.tokenize import Preparation, ignored_keys, plan_preparation, prepare_preferences
 from burnish.data.truncate import TruncationPolicy
@@ -82,6 +82,8 @@ def prepare_stream(
     name: str = "train",
     processor: ProcessorMixin | None = None,
     keep_template_end: bool = False,
+    kind: str = PREFERENCES,
+    whole: Collection[str] = (),
     shuffle_buffer_size: int | None = None,
     seed: int = 0,
 ) -> tuple[RowStream, DataReport]:
@@ -108,6 +110,8 @@ def prepare_stream(
         name=name,
         processor=processor,
         keep_template_end=keep_template_end,
+        kind=kind,
+        whole=whole,
     )
     preparation = plan_preparation(
         split_ref_logps(given, name=name),
@@ -117,6 +121,8 @@ def prepare_stream(
         name=name,
         processor=processor,
         keep_template_end=keep_template_end,
+        kind=kind,
+        whole=whole,
     )
     stream = RowStream(
         source=source,

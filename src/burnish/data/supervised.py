@@ -1,8 +1,7 @@
 """Supervised rows, one answer to a prompt -> token ids, which of them are trained, and parcels.
 
-A row has `prompt` and `completion`, both text or both messages; or `messages`, of which the assistant's turns are
-trained; or `text`, all of which is. As in preference rows, a token is trained if all of its characters belong to what
-is trained, and a chat is rendered once, whole.
+`burnish.data.answers` says what rows are accepted. As in preference rows, a token is trained if all of its characters
+belong to what is trained, and a chat is rendered once, whole.
 
 Example: prompt "Sky?", completion " blue" and a tokenizer of bytes: four bytes of prompt, six trained tokens with EOS.
 """
@@ -20,15 +19,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from burnish.data.chat import Rendered, open_prompt, render_chat, render_text
+from burnish.data.answers import answer_column, read_supervised
+from burnish.data.chat import render_single
 from burnish.data.encode import encode_texts, special_prefix, train_tokens
 from burnish.data.errors import BadRow, RowProblem, bad_rows_error
-from burnish.data.formats import ChatPreference
-from burnish.data.messages import check_text, is_messages, read_messages
 from burnish.data.sources import load_rows
 from burnish.types import TokenBatch
-
-FORMATS = ("prompt and completion", "messages", "text")
 
 
 @dataclass(frozen=True)
@@ -138,7 +134,7 @@ def encode_supervised(
         RowProblem: the row is in none of the formats, or nothing of it can be trained.
         DataError: messages, but no chat template that can be used.
     """
-    rendered = _render(tokenizer, row)
+    rendered = render_single(tokenizer, read_supervised(row), column=answer_column(row))
     (tokens,) = encode_texts(tokenizer, [rendered.text])
     trained = train_tokens(tokenizer, rendered, tokens, prefix=prefix, end_ids=end_ids)
     start = max(trained.num_prompt, 1)
@@ -170,31 +166,6 @@ def supervised_batch(rows: Sequence[SupervisedRow], pad_token_id: int) -> TokenB
         prompt_index=torch.arange(len(rows)),
         row_id=torch.tensor([row.row_id for row in rows]),
     )
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> Rendered:
-    given = {name: row[name] for name in ("prompt", "completion", "messages", "text") if row.get(name) is not None}
-    if "messages" in given:
-        messages = read_messages("messages", given["messages"], set())
-        first = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), 0)
-        return _render_chat(tokenizer, messages[:first], messages[first:], column="messages")
-    if {"prompt", "completion"} <= given.keys():
-        if is_messages(given["prompt"]):
-            turns = [read_messages(column, given[column], set()) for column in ("prompt", "completion")]
-            return _render_chat(tokenizer, *turns, column="completion")
-        return render_text(check_text("prompt", given["prompt"]), check_text("completion", given["completion"]))
-    if "text" in given:
-        return render_text("", check_text("text", given["text"]))
-    fix = f"Give {', or '.join(FORMATS)}."
-    raise RowProblem("prompt", "the row has no answer that could be trained", value=sorted(row), fix=fix)
-
-
-def _render_chat(tokenizer: PreTrainedTokenizerBase, prompt: Any, completion: Any, *, column: str) -> Rendered:
-    if not prompt or not completion or completion[-1]["role"] != "assistant":
-        fix = "Give at least one turn before the assistant's, and end with one of the assistant's."
-        raise RowProblem(column, "is no conversation that ends with an answer", value=[*prompt, *completion], fix=fix)
-    row = ChatPreference(prompt=prompt, chosen=completion, rejected=())
-    return render_chat(tokenizer, row, completion, column=column, opening=open_prompt(tokenizer, row))
 
 
 def _cut(row: SupervisedRow, max_length: int | None) -> SupervisedRow:

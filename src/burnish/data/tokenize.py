@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,14 @@ from burnish.data.images import attach_images, image_columns, stamp_files, witho
 from burnish.data.parts import IMAGE_COLUMNS
 from burnish.data.records import MESSAGE_SEPARATOR, TokenRules, preference_batch, tokenized_batch
 from burnish.data.report import BOOKKEEPING, DataReport, make_report
-from burnish.data.schema import TRUNCATED_COLUMN, is_tokenized, output_features, read_columns, split_ref_logps
+from burnish.data.schema import (
+    PREFERENCES,
+    TRUNCATED_COLUMN,
+    is_tokenized,
+    output_features,
+    read_columns,
+    split_ref_logps,
+)
 from burnish.data.truncate import TruncationPolicy
 
 BATCH_SIZE = 256
@@ -67,13 +74,15 @@ def plan_preparation(
     name: str,
     processor: ProcessorMixin | None,
     keep_template_end: bool,
+    kind: str = PREFERENCES,
+    whole: Collection[str] = (),
 ) -> Preparation:
     """What is read of a data set, and how; arguments as in `prepare_preferences`.
 
     Raises:
         DataError: a column is missing, or there are columns of which only one may be there.
     """
-    read = read_columns(dataset, name=name)
+    read = read_columns(dataset, name=name, kind=kind)
     rules = TokenRules(
         truncation=truncation,
         prefix=tuple(special_prefix(tokenizer)),
@@ -81,6 +90,8 @@ def plan_preparation(
         code=_code_hash() + stamp_files(dataset),
         processor=processor,
         keep_template_end=keep_template_end,
+        kind=kind,
+        whole=frozenset(whole),
     )
     function = tokenized_batch if is_tokenized(read) else preference_batch
     return Preparation(read=tuple(read), function=function, tokenizer=tokenizer, rules=rules)
@@ -97,6 +108,8 @@ def prepare_preferences(
     name: str = "train",
     processor: ProcessorMixin | None = None,
     keep_template_end: bool = False,
+    kind: str = PREFERENCES,
+    whole: Collection[str] = (),
 ) -> tuple[Dataset, DataReport]:
     """Tokenise a preference data set. One that has token ids already keeps them, within the same lengths.
 
@@ -111,11 +124,13 @@ def prepare_preferences(
         name: the data set's name in messages.
         processor: of a vision-language model, whose rows may have images; they stay with the prepared rows.
         keep_template_end: see `train_tokens`.
+        kind: one of `ROW_KINDS`, what the rows are read as: preferences, or as `burnish.data.answers` says.
+        whole: columns of supervised answers (`completion`, `messages`) whose rows are trained as a whole.
 
     Returns:
         Rows of row_id, prompt_input_ids; chosen_input_ids, chosen_loss_mask, rejected_input_ids, rejected_loss_mask
         and, where given, the columns of `burnish.data.numbers`; or the lists completion_input_ids,
-        completion_loss_mask and scores or ranks, and weight where given; in both, source where given, and truncated,
+        completion_loss_mask and scores or ranks (labels for other kinds), and weight where given; in both, source where given, and truncated,
         one for each answer: it or its prompt was cut. And the report.
 
     Raises:
@@ -125,7 +140,7 @@ def prepare_preferences(
         raise ValueError(f"on_bad_row={on_bad_row!r} is unknown; known: error, drop")
     if len(dataset) == 0:
         raise DataError(f"{name}: the data set has no rows. Check its path, split and filters.")
-    dataset = without_decoding(split_ref_logps(dataset, name=name))
+    dataset = without_decoding(split_ref_logps(dataset, name=name) if kind == PREFERENCES else dataset)
     preparation = plan_preparation(
         dataset,
         tokenizer,
@@ -134,13 +149,15 @@ def prepare_preferences(
         name=name,
         processor=processor,
         keep_template_end=keep_template_end,
+        kind=kind,
+        whole=whole,
     )
     read = preparation.read
     mapped = _map(dataset, preparation, num_proc=num_proc, name=name)
     mapped = attach_images(mapped, dataset)
     kept, bad_rows = _split_bad_rows(mapped, on_bad_row=on_bad_row, name=name)
     ignored = [column for column in dataset.column_names if column not in read] + ignored_keys(kept["ignored_keys"])
-    columns = [column for column in output_features(read) if column not in BOOKKEEPING]
+    columns = [column for column in output_features(read, kind) if column not in BOOKKEEPING]
     trained_on = [column for column in columns if column != TRUNCATED_COLUMN]
     report = make_report(kept, name=name, bad_rows=bad_rows, ignored_columns=ignored, content_columns=trained_on)
     return kept.select_columns([*columns, *image_columns(kept)]), report
@@ -154,7 +171,7 @@ def _map(dataset: Dataset, preparation: Preparation, *, num_proc: int | None, na
         batched=True,
         batch_size=BATCH_SIZE,
         remove_columns=rows.column_names,
-        features=output_features(rows.column_names),
+        features=output_features(rows.column_names, preparation.rules.kind),
         fn_kwargs={"tokenizer": preparation.tokenizer, "rules": preparation.rules},
         num_proc=None if num_proc is None else min(num_proc, len(dataset)),
         desc=f"tokenize {name}",

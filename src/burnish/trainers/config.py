@@ -18,6 +18,7 @@ import torch
 from transformers import TrainingArguments
 
 from burnish.compat import resolve_checkpointing
+from burnish.data.schema import PREFERENCES
 from burnish.models.sharing import SHARING
 
 # TrainingArguments field -> (values that are fine, why the others are not).
@@ -98,12 +99,13 @@ class PolicyConfig(DataOptions):
     """Options of every trainer, on top of `transformers.TrainingArguments` and `DataOptions`.
 
     `options_set` holds the names of those that were given another value than their default. What a method does with
-    rows is no option: `keeps_template_end`, see `burnish.data.encode.train_tokens`, and `margin_from_scores`, see
-    `PreferenceCollator`.
+    rows is no option: `keeps_template_end`, see `burnish.data.encode.train_tokens`, `margin_from_scores`, see
+    `PreferenceCollator`, and `row_kind` and `whole_rows`, see `prepare_preferences`.
     """
 
     keeps_template_end = False
     margin_from_scores = True
+    row_kind = PREFERENCES
 
     output_dir: str | None = arg(None, "Run directory. Unset: a new one, runs/<method>-<date>-<time>.")
     overwrite_output_dir: bool = arg(
@@ -149,6 +151,11 @@ class PolicyConfig(DataOptions):
             self.pad_to_multiple_of = None
         self._refuse()
         super().__post_init__()
+
+    @property
+    def whole_rows(self) -> frozenset[str]:
+        """Columns of supervised answers whose rows are trained as a whole."""
+        return frozenset()
 
     def changed(self) -> tuple[str, ...]:
         """The options that have another value than their default now."""

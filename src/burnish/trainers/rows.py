@@ -220,6 +220,8 @@ def preparation_options(
         "num_proc": args.dataset_num_proc,
         "name": name,
         "keep_template_end": args.keeps_template_end,
+        "kind": args.row_kind,
+        "whole": args.whole_rows,
     }
 
 
