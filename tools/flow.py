@@ -26,6 +26,14 @@ from flow_grpo import GRPO_FLOW, record_grpo
 from losses_table import divergences_table, losses_table
 from policy_tables import advantages_table, aggregations_table, importance_table, kl_table, policy_losses_table
 from recording import WORDS, log_lines, make_model, make_tokenizer, named_means, number, tensors
+from answer_tables import (
+    kto_fields_table,
+    sft_fields_table,
+    supervised_losses_table,
+    trl_kto_fields_table,
+    trl_sft_fields_table,
+    unpaired_losses_table,
+)
 from reward_tables import reward_fields_table, reward_losses_table
 from transformers import PrinterCallback, TrainingArguments
 from trl_tables import (
@@ -213,6 +221,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "policy-losses": policy_losses_table,
     "reward-losses": reward_losses_table,
     "reward-fields": reward_fields_table,
+    "supervised-losses": supervised_losses_table,
+    "sft-fields": sft_fields_table,
+    "trl-sft-fields": trl_sft_fields_table,
+    "unpaired-losses": unpaired_losses_table,
+    "kto-fields": kto_fields_table,
+    "trl-kto-fields": trl_kto_fields_table,
     "aggregations": aggregations_table,
     "advantages": advantages_table,
     "kl": kl_table,

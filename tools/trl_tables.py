@@ -16,7 +16,10 @@ from burnish.compat import (
     UNBUILT_DPO,
     UNBUILT_GRPO,
     UNBUILT_GRPO_ARGUMENTS,
+    UNBUILT_KTO,
     UNBUILT_PPO,
+    UNBUILT_SFT,
+    UNBUILT_SFT_ARGUMENTS,
 )
 from burnish.trainers.unread import OF_ROWS
 
@@ -145,6 +148,13 @@ def trl_ppo_fields_table() -> str:
     return _fates(TRL_PPO_FIELDS, fate)
 
 
+def fates_table(
+    trl: Mapping[str, Any], *, config: Any, unbuilt: Mapping[str, tuple[Any, ...]], differs: Mapping[str, str]
+) -> str:
+    """Every field of one of TRL's configurations, with its default there, and its fate in one of ours."""
+    return _fates(trl, partial(_fate, config=config, aliases={}, unbuilt=unbuilt, differs=differs))
+
+
 def _fates(trl: Mapping[str, Any], fate: Callable[[str, Any], tuple[str, str]]) -> str:
     rows = [(f"`{name}`", f"`{default!r}`", *fate(name, default)) for name, default in trl.items()]
     return rows_of("| field | default in TRL | fate | here |", rows)
@@ -209,6 +219,9 @@ def unbuilt_table() -> str:
         "`GRPOConfig`": UNBUILT_GRPO,
         "`GRPOTrainer`": UNBUILT_GRPO_ARGUMENTS,
         "`PPOConfig`": UNBUILT_PPO,
+        "`SFTConfig`": UNBUILT_SFT,
+        "`SFTTrainer`": UNBUILT_SFT_ARGUMENTS,
+        "`KTOConfig`": UNBUILT_KTO,
     }
     return rows_of(
         "| option | of | accepted value |",

@@ -19,13 +19,16 @@ if TYPE_CHECKING:
     from burnish.trainers.config import PolicyConfig, arg
     from burnish.trainers.dpo import DPOConfig, DPOTrainer
     from burnish.trainers.grpo import GRPOConfig, GRPOTrainer
+    from burnish.trainers.kto import KTOConfig, KTOTrainer
     from burnish.trainers.online import OnlineTrainer
     from burnish.trainers.ppo import PPOConfig, PPOTrainer
     from burnish.trainers.reward import RewardConfig, RewardTrainer
     from burnish.trainers.rollout_options import OnlineConfig
+    from burnish.trainers.sft import SFTConfig, SFTTrainer
     from burnish.types import (
         Answers,
         Completion,
+        JudgedLogps,
         LossOutput,
         Mean,
         PairLogps,
@@ -50,6 +53,9 @@ _HOME = {
     "GRPOConfig": "burnish.trainers.grpo",
     "GRPOTrainer": "burnish.trainers.grpo",
     "Generator": "burnish.generation.base",
+    "JudgedLogps": "burnish.types",
+    "KTOConfig": "burnish.trainers.kto",
+    "KTOTrainer": "burnish.trainers.kto",
     "LossOutput": "burnish.types",
     "Mean": "burnish.types",
     "NativeGenerator": "burnish.generation.native",
@@ -68,6 +74,8 @@ _HOME = {
     "RewardTable": "burnish.types",
     "RewardTrainer": "burnish.trainers.reward",
     "RolloutBatch": "burnish.types",
+    "SFTConfig": "burnish.trainers.sft",
+    "SFTTrainer": "burnish.trainers.sft",
     "SamplingParams": "burnish.generation.base",
     "Term": "burnish.types",
     "TokenBatch": "burnish.types",
@@ -91,6 +99,9 @@ __all__ = [
     "GRPOConfig",
     "GRPOTrainer",
     "Generator",
+    "JudgedLogps",
+    "KTOConfig",
+    "KTOTrainer",
     "LossOutput",
     "Mean",
     "NativeGenerator",
@@ -109,6 +120,8 @@ __all__ = [
     "RewardTable",
     "RewardTrainer",
     "RolloutBatch",
+    "SFTConfig",
+    "SFTTrainer",
     "SamplingParams",
     "Term",
     "TokenBatch",

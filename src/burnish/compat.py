@@ -58,6 +58,36 @@ UNBUILT_REWARD: dict[str, tuple[Any, ...]] = {
     "chat_template_path": (None,),
     "eos_token": (None,),
 }
+UNBUILT_SFT: dict[str, tuple[Any, ...]] = {
+    "packing": (False, True),  # both: rows are never padded against each other where that saves anything
+    "padding_free": (False, True),
+    "eval_packing": (None, False, True),
+    "packing_strategy": ("bfd",),
+    "dataset_text_field": ("text",),
+    "dataset_kwargs": (None, {}),
+    "shuffle_dataset": (False, True),  # every epoch has an order of its own anyway
+    "chat_template_path": (None,),
+    "eos_token": (None,),
+    "pad_token": (None,),
+    "activation_offloading": (False,),
+}
+# Arguments of TRL's SFTTrainer -> the values that mean "off".
+UNBUILT_SFT_ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "formatting_func": (None,),
+    "compute_metrics": (None,),
+    "compute_loss_func": (None,),
+    "preprocess_logits_for_metrics": (None,),
+    "optimizer_cls_and_kwargs": (None,),
+}
+UNBUILT_KTO: dict[str, tuple[Any, ...]] = {
+    "activation_offloading": (False,),
+    "is_encoder_decoder": (None, False),
+    "use_liger_loss": (None, False),
+    "generate_during_eval": (False,),
+    "base_model_attribute_name": ("model",),
+    "label_pad_token_id": (-100,),
+    "padding_value": (None,),
+}
 UNBUILT_GRPO: dict[str, tuple[Any, ...]] = {
     "use_vllm": (False,),
     "vllm_mode": ("colocate", "server"),

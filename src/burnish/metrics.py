@@ -36,7 +36,8 @@ EXPLANATIONS: dict[str, str] = {
     "length_difference": "Trained tokens of chosen minus those of rejected answers, mean over pairs.",
     "length_margin_correlation": "Correlation of that difference with the margin over pairs; near 1: length is learnt.",
     "kl": "Drift from the reference: mean of exp(d) - 1 - d over the data's tokens, d = reference - policy in nats. "
-    "KL(policy || reference) if the policy wrote the answers; else an index.",
+    "KL(policy || reference) if the policy wrote the answers; else an index. Of KTO: the reference point z, the mean "
+    "log-ratio in nats of answers to other prompts, at least 0.",
     "kl/sequential": "KL(reference || policy) of the next-token distributions in nats, mean over the data's tokens.",
     "win_rate": "Share of held-out prompts where the judge prefers the policy's answer; a tie counts one half. "
     "`events.jsonl` says against whose answers.",
@@ -92,7 +93,8 @@ EXPLANATIONS: dict[str, str] = {
     "logits/chosen": "Mean raw logit over vocabulary and chosen tokens. Of no statistical meaning; drift is a hint.",
     "logits/rejected": "Mean raw logit over vocabulary and rejected tokens. See logits/chosen.",
     "entropy": "Mean entropy in nats of the next-token distribution over trained tokens. Near 0: the policy collapsed.",
-    "mean_token_accuracy": "Share of chosen tokens that are the policy's most likely token.",
+    "mean_token_accuracy": "Share of chosen tokens, of SFT of all trained ones, that are the policy's most "
+    "likely token.",
     "num_tokens": "Prompt and completion tokens seen since the start of the run, all ranks, a prompt once a row.",
     "num_skipped_steps": "Steps whose loss or gradient was not finite and that never reached the optimizer.",
     "num_stream_rows": "Rows read from a stream so far, all ranks, bad ones included.",
@@ -219,6 +221,8 @@ RELIABILITY_BINS = ("50-60", "60-70", "70-80", "80-90", "90-100")
 CALIBRATIONS = {"calibration_error": ("reliability/", "_confidence/")}
 VARIANCES = {"val/ratio_var": "val/ratio"}
 EXPLAINED = {"val/explained_variance": ("_returns", "_return_errors")}
+# A difference of two means, where nothing measured it answer by answer.
+DIFFERENCES = {"rewards/margins": ("rewards/chosen", "rewards/rejected")}
 WEIGHTS = {"sampling/effective_sample_size": "sampling/importance_sampling_ratio/mean"}
 CORRELATIONS = {
     "length_margin_correlation": ("length_difference", "rewards/margins", "_length_difference_x_margins"),
@@ -247,6 +251,7 @@ def shown(estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
             weight = sum(share.weight for share, _ in bins)
             gaps = sum(share.weight * abs(share.mean - confidence.mean) for share, confidence in bins)
             known[name] = Estimate(gaps / weight, weight, math.nan)
+    known |= _differences(known)
     for name, mean in VARIANCES.items():
         if mean in known:
             known[name] = Estimate(_variance(known[mean]), known[mean].weight, math.nan)
@@ -258,6 +263,17 @@ def shown(estimates: Mapping[str, Estimate]) -> dict[str, Estimate]:
         if weights in known:
             known[name] = Estimate(_effective_share(known[weights]), known[weights].weight, math.nan)
     return known
+
+
+def _differences(known: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    """`DIFFERENCES` of independent means; the weight is that of the smaller one."""
+    found: dict[str, Estimate] = {}
+    for name, parts in DIFFERENCES.items():
+        if name not in known and all(part in known for part in parts):
+            first, second = (known[part] for part in parts)
+            error = math.hypot(first.standard_error, second.standard_error)
+            found[name] = Estimate(first.mean - second.mean, min(first.weight, second.weight), error)
+    return found
 
 
 def _variance(estimate: Estimate) -> float:

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from burnish.data.answers import read_judged, read_supervised
 from burnish.data.chat import open_prompt
 from burnish.data.encode import encode_texts, special_prefix
 from burnish.data.errors import RowProblem
-from burnish.data.formats import TextPreference, read_preference
+from burnish.data.formats import ChatPreference, TextPreference, read_preference
 from burnish.data.images import EncodedImage, place_images, read_images, without_decoding
 from burnish.data.kwise import first_pair
 from burnish.data.parts import text_of
 from burnish.data.pixels import prompt_inputs
 from burnish.data.placeholders import run_processor
 from burnish.data.prompts import encode_prompt
-from burnish.data.schema import is_kwise
+from burnish.data.schema import JUDGED, PREFERENCES, SUPERVISED, is_kwise
 from burnish.generation.base import Prompt as GeneratorPrompt
 from burnish.generation.base import SamplingParams
 from burnish.generation.native import NativeGenerator
@@ -43,15 +44,23 @@ class Prompt:
 
 
 def sample_prompts(
-    rows: Dataset, processing_class: PreTrainedTokenizerBase | ProcessorMixin, num_prompts: int
+    rows: Dataset,
+    processing_class: PreTrainedTokenizerBase | ProcessorMixin,
+    num_prompts: int,
+    *,
+    kind: str = PREFERENCES,
 ) -> list[Prompt]:
-    """Prompts of rows spread evenly over a data set, with the ids that training gives them. Bad rows are left out."""
+    """Prompts of rows spread evenly over a data set, with the ids that training gives them.
+
+    Bad rows are left out, and so are rows of text without a prompt. `kind` is what the rows are read as.
+    """
     from transformers import ProcessorMixin
 
     count, rows = min(num_prompts, len(rows)), without_decoding(rows)
     processor = processing_class if isinstance(processing_class, ProcessorMixin) else None
     tokenizer = tokenizer_of(processing_class)
-    chosen = (_prompt(rows[index * len(rows) // count], tokenizer, processor) for index in range(count))
+    spread = (rows[index * len(rows) // count] for index in range(count))
+    chosen = (_prompt(row, tokenizer, processor, kind) for row in spread)
     return [prompt for prompt in chosen if prompt is not None]
 
 
@@ -69,16 +78,24 @@ def prompt_samples(rows: Dataset, processing_class: PreTrainedTokenizerBase, num
 
 
 def _prompt(
-    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, processor: ProcessorMixin | None
+    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, processor: ProcessorMixin | None, kind: str
 ) -> Prompt | None:
     try:
         if processor is None:
-            return Prompt(*_shown_and_ids(row, tokenizer))
+            prompt = Prompt(*_shown_and_ids(row, tokenizer, kind=kind))
+            return prompt if prompt.shown else None
         images = read_images(row)
-        shown, ids = _shown_and_ids(row, tokenizer, processor, images)
+        shown, ids = _shown_and_ids(row, tokenizer, processor, images, kind=kind)
         return Prompt(shown, ids, prompt_inputs(processor, images, ids))
     except RowProblem:  # named by the report on the data, if it is trained on
         return None
+
+
+def _read_preference(row: Mapping[str, Any]) -> TextPreference | ChatPreference:
+    return read_preference(first_pair(row) if is_kwise(row) else row)
+
+
+READ = {PREFERENCES: _read_preference, SUPERVISED: read_supervised, JUDGED: lambda row: read_judged(row)[0]}
 
 
 def _shown_and_ids(
@@ -86,11 +103,13 @@ def _shown_and_ids(
     tokenizer: PreTrainedTokenizerBase,
     processor: ProcessorMixin | None = None,
     images: Sequence[EncodedImage] = (),
+    *,
+    kind: str,
 ) -> tuple[str, tuple[int, ...]]:
     if "prompt_input_ids" in row:
         ids = tuple(row["prompt_input_ids"])
         return str(tokenizer.decode(list(ids), skip_special_tokens=True)), ids
-    read = read_preference(first_pair(row) if is_kwise(row) else row)
+    read = READ[kind](row)
     if isinstance(read, TextPreference):
         text, shown, prefix = read.prompt, read.prompt, special_prefix(tokenizer)
     else:

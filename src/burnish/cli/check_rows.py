@@ -85,7 +85,7 @@ def check_sources(
         vocabulary=None if size is None or size.shape is None else size.shape.vocabulary,
         reads_images=None if size is None else size.reads_images,
     )
-    read: ReadRows = partial(check_preferences, rules=rules)
+    read: ReadRows = partial(check_preferences, rules=rules, kind=method.reads)
     if method.draws_answers:
         read = partial(_check_prompts, document=document)
     keys = {".".join(map(str, path)): source for path, source in data_sources(data)}

@@ -43,6 +43,8 @@ class Home:
 HOMES = (
     Home("burnish.losses.preference_losses", "training.loss_type, with method: dpo"),
     Home("burnish.losses.reward_losses", "training.loss_type, with method: reward"),
+    Home("burnish.losses.supervised_losses", "training.loss_type, with method: sft"),
+    Home("burnish.losses.unpaired_losses", "training.loss_type, with method: kto"),
     Home("burnish.losses.policy_losses", "training.loss_type, with method: grpo"),
     Home("burnish.losses.divergences", "training.f_divergence_type"),
     Home("burnish.losses.kl_estimators", "training.kl_estimator"),

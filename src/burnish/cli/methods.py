@@ -21,7 +21,8 @@ class Method:
         unbuilt: the name in `burnish.compat` of TRL's options that are refused.
         retry: an option, and a value to try after a run.
         takes_several_losses: `loss_type` may be a list.
-        draws_answers: its rows are prompts, and it needs `rewards`; else they are preferences.
+        draws_answers: its rows are prompts, and it needs `rewards`.
+        reads: what its rows are read as, one of `burnish.data.schema.ROW_KINDS`, if it draws no answers.
         writes_answers: what is trained answers prompts; a reward model scores answers instead.
         takes_reference: it may be given a reference policy.
     """
@@ -34,6 +35,7 @@ class Method:
     retry: str
     takes_several_losses: bool = False
     draws_answers: bool = False
+    reads: str = "preferences"
     writes_answers: bool = True
     takes_reference: bool = True
 
@@ -76,6 +78,25 @@ METHODS = {
         takes_several_losses=True,
         writes_answers=False,
         takes_reference=False,
+    ),
+    "sft": Method(
+        "burnish.trainers.sft",
+        "SFTConfig",
+        "SFTTrainer",
+        losses="burnish.losses.supervised_losses",
+        unbuilt="UNBUILT_SFT",
+        retry="loss_type=dft",
+        reads="supervised",
+        takes_reference=False,
+    ),
+    "kto": Method(
+        "burnish.trainers.kto",
+        "KTOConfig",
+        "KTOTrainer",
+        losses="burnish.losses.unpaired_losses",
+        unbuilt="UNBUILT_KTO",
+        retry="beta=0.3",
+        reads="judged",
     ),
 }
 

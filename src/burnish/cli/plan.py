@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
@@ -27,7 +28,8 @@ def plan_lines(runfile: RunFile, trainer: DPOTrainer, state: TrainerState) -> li
     args, model = trainer.args, trainer.policy
     reports = list(trainer.data_reports.values())
     method = METHODS[runfile.method]
-    objective = _rollout_lines if method.draws_answers else _preference_lines
+    unit = "pair" if method.reads == "preferences" else "row"
+    objective = _rollout_lines if method.draws_answers else partial(_row_lines, unit=unit)
     lines = [
         f"{runfile.method} on {runfile.model}: {type(plain_model(model)).__name__}, "
         f"{model.num_parameters():,} parameters, {_name_of(model.dtype)} on {args.device}{_precision(args)}",
@@ -60,13 +62,14 @@ def _rollout_lines(trainer: Any, state: TrainerState) -> list[str]:
     ]
 
 
-def _preference_lines(trainer: Any, state: TrainerState) -> list[str]:
-    """Loss, and the arithmetic of a step."""
+def _row_lines(trainer: Any, state: TrainerState, *, unit: str) -> list[str]:
+    """Loss, and the arithmetic of a step over rows of the data set."""
     args = trainer.args
+    losses = args.loss_type if isinstance(args.loss_type, list) else [args.loss_type]
     factors = [f", {name} {value:g}" for name in SHOWN_FACTORS if (value := vars(args).get(name))]
+    named = _losses(losses, vars(args).get("loss_weights"))
     return [
-        f"loss: {_losses(args.loss_type, args.loss_weights)}{''.join(factors)}; learning rate {args.learning_rate:g}, "
-        f"{_name(args.lr_scheduler_type)}",
+        f"loss: {named}{''.join(factors)}; learning rate {args.learning_rate:g}, {_name(args.lr_scheduler_type)}",
         steps_line(
             num_steps=state.max_steps,
             done=state.global_step,
@@ -74,6 +77,7 @@ def _preference_lines(trainer: Any, state: TrainerState) -> list[str]:
             micro_batches=args.gradient_accumulation_steps,
             processes=args.world_size,
             num_rows=len(trainer.train_dataset) if isinstance(trainer.train_dataset, Dataset) else 0,
+            unit=unit,
         ),
     ]
 
@@ -90,8 +94,10 @@ def _repeated_reference(trainer: DPOTrainer, state: TrainerState) -> list[str]:
     ]
 
 
-def steps_line(*, num_steps: int, done: int, pairs: int, micro_batches: int, processes: int, num_rows: int) -> str:
-    """The arithmetic of the steps.
+def steps_line(
+    *, num_steps: int, done: int, pairs: int, micro_batches: int, processes: int, num_rows: int, unit: str = "pair"
+) -> str:
+    """The arithmetic of the steps; `pairs` counts the `unit` of a micro-batch.
 
     >>> steps_line(num_steps=30, done=0, pairs=8, micro_batches=2, processes=1, num_rows=320)
     '30 steps, 1.5 passes over 320 rows: 8 pairs x 2 micro-batches x 1 process = 16 pairs a step'
@@ -99,8 +105,8 @@ def steps_line(*, num_steps: int, done: int, pairs: int, micro_batches: int, pro
     each = pairs * micro_batches * processes
     what = _count(num_steps, "step") if not done else f"steps {done + 1} to {num_steps}"
     passes = f", {num_steps * each / num_rows:.3g} passes over {num_rows} rows" if num_rows else ""
-    terms = (_count(pairs, "pair"), _count(micro_batches, "micro-batch"), _count(processes, "process"))
-    return f"{what}{passes}: {' x '.join(terms)} = {_count(each, 'pair')} a step"
+    terms = (_count(pairs, unit), _count(micro_batches, "micro-batch"), _count(processes, "process"))
+    return f"{what}{passes}: {' x '.join(terms)} = {_count(each, unit)} a step"
 
 
 def _count(number: int, noun: str) -> str:

@@ -34,6 +34,7 @@ RANGES: Mapping[str, Mapping[str, float]] = {
     "entropy_coef": NOT_NEGATIVE,
     **dict.fromkeys(("epsilon", "epsilon_high", "top_k", "reward_retries", "num_generations_eval"), NOT_NEGATIVE),
     "center_rewards_coefficient": NOT_NEGATIVE,
+    **dict.fromkeys(("desirable_weight", "undesirable_weight"), POSITIVE),
     **dict.fromkeys(("kl_coef", "vf_coef", "ptx_coef", "critic_learning_rate", "critic_weight_decay"), NOT_NEGATIVE),
     **dict.fromkeys(("kl_target", "kl_horizon", "early_stop_kl", "lam_length_alpha", "reward_clip"), POSITIVE),
     **dict.fromkeys(("advantage_clip", "cliprange_value", "critic_max_grad_norm"), POSITIVE),

@@ -102,7 +102,7 @@ def take_samples(runfile: RunFile, trainer: Any, rows: Dataset) -> Samples:
     method = METHODS[runfile.method]
     if not method.writes_answers:
         return scored_samples(trainer, rows, runfile.samples)
-    make_prompts = prompt_samples if method.draws_answers else sample_prompts
+    make_prompts = prompt_samples if method.draws_answers else partial(sample_prompts, kind=method.reads)
     prompts = make_prompts(rows, trainer.processing_class, runfile.samples)
     answer = partial(
         greedy_answers,

@@ -28,6 +28,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "rewards": "number",
     },
     "reward": {"model": "smollm2-135m", "train": "recipe:spoken-train", "eval": "recipe:spoken-heldout"},
+    "sft": {"model": "smollm2-135m", "train": "recipe:spoken-train", "eval": "recipe:spoken-heldout"},
+    "kto": {"model": "smollm2-135m", "train": "recipe:spoken-train", "eval": "recipe:spoken-heldout"},
 }
 OF_METHOD: dict[str, tuple[str, ...]] = {
     "dpo": ("loss_type", "beta", "label_smoothing", "max_length"),
@@ -63,6 +65,8 @@ OF_METHOD: dict[str, tuple[str, ...]] = {
         "dynamic_sampling",
         "on_reward_error",
     ),
+    "sft": ("loss_type", "completion_only_loss", "assistant_only_loss", "max_length"),
+    "kto": ("loss_type", "beta", "desirable_weight", "undesirable_weight", "max_length"),
     "reward": ("loss_type", "label_smoothing", "center_rewards_coefficient", "margin_from_scores", "max_length"),
 }
 ESSENTIAL = (

@@ -9,15 +9,24 @@ from typing import Any
 
 from datasets import Dataset
 
+from burnish.data.answers import read_judged, read_supervised
 from burnish.data.errors import BadRow, RowProblem
 from burnish.data.formats import ChatPreference, TextPreference, read_preference
 from burnish.data.images import place_images, read_images, refuse_images, without_decoding
 from burnish.data.kwise import first_equals, read_completions, read_kwise_numbers, read_twos
-from burnish.data.numbers import REF_COLUMNS, TOKEN_COLUMNS, read_numbers
+from burnish.data.numbers import REF_COLUMNS, TOKEN_COLUMNS, read_numbers, read_weight
 from burnish.data.parts import text_of
 from burnish.data.pretokenized import read_tokens, read_truncated
 from burnish.data.prompt_rows import check_columns, read_prompt
-from burnish.data.schema import is_kwise, is_tokenized, read_columns, split_ref_logps
+from burnish.data.schema import (
+    JUDGED,
+    PREFERENCES,
+    SUPERVISED,
+    is_kwise,
+    is_tokenized,
+    read_columns,
+    split_ref_logps,
+)
 from burnish.data.truncate import TruncationPolicy, truncate
 
 MAX_ID = 2**31 - 1  # ids are stored as int32
@@ -72,26 +81,29 @@ class _Read:
     num_answers: int = 2
 
 
-def check_preferences(rows: Dataset, indices: Sequence[int], *, name: str, rules: RowRules) -> RowCheck:
-    """Read each row of preference data as training will.
+def check_preferences(
+    rows: Dataset, indices: Sequence[int], *, name: str, rules: RowRules, kind: str = PREFERENCES
+) -> RowCheck:
+    """Read each row of preferences, or of single answers, as training will.
 
     Args:
         rows: in any accepted schema.
         indices: the number of each row in its source, for messages.
         name: the data set's name in messages.
         rules: what is known of model and options.
+        kind: one of `ROW_KINDS`.
 
     Raises:
         DataError: a column is missing, or columns that contradict each other.
     """
-    rows = without_decoding(split_ref_logps(rows, name=name))
-    columns = read_columns(rows, name=name)
+    rows = without_decoding(split_ref_logps(rows, name=name) if kind == PREFERENCES else rows)
+    columns, read_row = read_columns(rows, name=name, kind=kind), READ_ROW[kind]
     bad_rows: list[BadRow] = []
     good: list[_Read] = []
     for index, row in zip(indices, rows.select_columns(columns), strict=True):
         try:
             assert isinstance(row, dict)
-            good.append(_read_row(row, rules))
+            good.append(read_row(row, rules))
         except RowProblem as problem:
             bad_rows.append(problem.at(index))
     return RowCheck(
@@ -137,8 +149,32 @@ def _read_row(row: Mapping[str, Any], rules: RowRules) -> _Read:
     preference = read_preference(row)
     read_numbers(row)
     _check_images(preference, row, rules)
-    form = "text" if isinstance(preference, TextPreference) else "messages"
-    return _Read(form, *_sizes(preference))
+    return _Read(_form(preference), *_sizes(preference))
+
+
+def _read_supervised_row(row: Mapping[str, Any], rules: RowRules) -> _Read:
+    del rules
+    answer = read_supervised(row)
+    read_weight(row)
+    refuse_images(answer, row)
+    return _Read(_form(answer), *_sizes(answer), num_answers=1)
+
+
+def _read_judged_row(row: Mapping[str, Any], rules: RowRules) -> _Read:
+    answers, labels = read_judged(row)
+    read_weight(row)
+    if len(labels) > 1:
+        _check_images(answers, row, rules)
+    else:
+        refuse_images(answers, row)
+    return _Read(_form(answers), *_sizes(answers), num_answers=len(labels))
+
+
+READ_ROW = {PREFERENCES: _read_row, SUPERVISED: _read_supervised_row, JUDGED: _read_judged_row}
+
+
+def _form(read: TextPreference | ChatPreference) -> str:
+    return "text" if isinstance(read, TextPreference) else "messages"
 
 
 def _read_ids(row: Mapping[str, Any], rules: RowRules) -> _Read:

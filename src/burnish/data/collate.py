@@ -31,7 +31,8 @@ class PreferenceCollator:
     Prompt i is that of the i-th row; the completions of a row stand one after the other: chosen and rejected, or as
     many as it has. `pairs` are those of each row in turn: chosen and rejected; for a tie both orders, each with half
     the row's weight, and the margin's sign turned in the second; of graded completions all of which one is graded
-    better, each with the row's weight; of answers with labels none. `margin` is the column of that name, else the difference of scores.
+    better, each with the row's weight; of answers with labels none. `margin` is the column of that name, else the
+    difference of scores.
 
     Prompts are padded on the left, completions on the right, each to its own longest. A row with `is_filler`
     gives a batch that counts for nothing.

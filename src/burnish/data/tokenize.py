@@ -130,8 +130,8 @@ def prepare_preferences(
     Returns:
         Rows of row_id, prompt_input_ids; chosen_input_ids, chosen_loss_mask, rejected_input_ids, rejected_loss_mask
         and, where given, the columns of `burnish.data.numbers`; or the lists completion_input_ids,
-        completion_loss_mask and scores or ranks (labels for other kinds), and weight where given; in both, source where given, and truncated,
-        one for each answer: it or its prompt was cut. And the report.
+        completion_loss_mask and scores or ranks, for other kinds labels, and weight where given; in both, source where
+        given, and truncated, one for each answer: it or its prompt was cut. And the report.
 
     Raises:
         DataError: no rows, a missing column, bad rows under `error`, or nothing left under `drop`.

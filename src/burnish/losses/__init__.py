@@ -7,6 +7,8 @@ from burnish.losses.policy import policy_loss, policy_losses
 from burnish.losses.preference import preference_loss, preference_losses
 from burnish.losses.reduce import aggregations, reduce_tokens
 from burnish.losses.reward import reward_loss, reward_losses
+from burnish.losses.supervised import supervised_loss, supervised_losses
+from burnish.losses.unpaired import unpaired_loss, unpaired_losses
 
 __all__ = [
     "aggregations",
@@ -24,5 +26,9 @@ __all__ = [
     "reduce_tokens",
     "reward_loss",
     "reward_losses",
+    "supervised_loss",
+    "supervised_losses",
+    "unpaired_loss",
+    "unpaired_losses",
     "weighted",
 ]

@@ -18,23 +18,18 @@ from burnish.losses.auxiliary import load_balancing
 from burnish.losses.pairing import pair_logps, wpo_weights
 from burnish.models.forward import forward
 from burnish.models.introspect import router_aux_loss_coef
-from burnish.models.refcache import Precomputed
-from burnish.runtime.state import Stateful
 from burnish.trainers import pair_metrics
-from burnish.trainers.base import PolicyTrainer
 from burnish.trainers.config import arg
 from burnish.trainers.coupling import couple
 from burnish.trainers.pair_losses import bind_losses
-from burnish.trainers.precompute import precompute
 from burnish.trainers.reference_options import ReferenceOptions, make_reference
+from burnish.trainers.referring import ReferringTrainer
 from burnish.trainers.sampling import SamplingMixin
 from burnish.trainers.sampling_options import SamplingOptions
 from burnish.trainers.selfcheck import check_dpo
 from burnish.types import LossOutput, Mean, PairLogps, PreferenceBatch, Term, TokenStats
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from jaxtyping import Float
     from peft import PeftModel
     from torch import Tensor, nn
@@ -83,7 +78,7 @@ class DPOConfig(ReferenceOptions, SamplingOptions):
             raise ValueError(f"discopop_tau={self.discopop_tau!r}; allowed: above 0")
 
 
-class DPOTrainer(SamplingMixin, PolicyTrainer):
+class DPOTrainer(SamplingMixin, ReferringTrainer):
     """Direct preference optimisation.
 
     Arguments as in `PolicyTrainer`, and:
@@ -114,7 +109,10 @@ class DPOTrainer(SamplingMixin, PolicyTrainer):
         super().__init__(model, options, **kwargs)
         self.aux_loss_coef = router_aux_loss_coef(self.model, options.router_aux_loss_coef)
         self.needs = self._needs()
-        self.reference = make_reference(self, ref_model)
+        self.needs_ref_tokens = options.ld_alpha is not None
+        self.reference = make_reference(
+            self, ref_model, need_reference=self.losses.need_reference, needs=self.losses.needs
+        )
         self.prepare_sampling()
 
     def _needs(self) -> frozenset[str]:
@@ -126,14 +124,6 @@ class DPOTrainer(SamplingMixin, PolicyTrainer):
         """The policy's log-probs of chosen and rejected rows, (N, T), in one forward."""
         teacher = self.compute_teacher(batch) if "divergence" in self.needs else None
         return forward(model, batch, needs=self.needs, teacher=teacher)
-
-    @torch.no_grad()
-    def compute_ref_log_probs(self, batch: PreferenceBatch) -> Float[Tensor, "N T1"]:
-        """The reference's log-probs in nats: per token (N, T), or (N, 1) where only the sums of rows are known."""
-        with self.accelerator.autocast():
-            if self.reference.knows_tokens:
-                return self.reference.token_logps(batch)
-            return self.reference.logps(batch)[:, None]
 
     def compute_teacher(self, batch: PreferenceBatch) -> Teacher:
         """The reference's hidden states and head, for losses that read the divergence from it."""
@@ -176,25 +166,6 @@ class DPOTrainer(SamplingMixin, PolicyTrainer):
     def score_pairs(self, model: nn.Module, batch: PreferenceBatch) -> PairLogps:
         """Log-probs of a parcel's pairs under policy and reference, and nothing else."""
         return pair_logps(forward(model, batch), self.compute_ref_log_probs(batch), batch, ld_alpha=self.args.ld_alpha)
-
-    def follow_policy(self) -> None:
-        """After each optimizer step: a moving reference moves."""
-        self.reference.follow(self.accelerator.unwrap_model(self.model), step=self.state.global_step)
-
-    def _open_run(self, found: Path | None) -> None:
-        super()._open_run(found)
-        if self.args.precompute_ref_log_probs and not isinstance(self.reference, Precomputed):
-            scored = precompute(self)
-            self.train_dataset, self.eval_dataset, self.reference = scored.train, scored.evaluation, scored.reference
-
-    def stateful(self) -> dict[str, Stateful]:
-        """As in `PolicyTrainer`, and a reference that moves."""
-        moving = {"reference": self.reference} if isinstance(self.reference, Stateful) else {}
-        return {**super().stateful(), **moving}
-
-    def binding(self) -> dict[str, Any]:
-        """A resumed run must have the same reference."""
-        return {"reference": self.reference.fingerprint()}
 
     def describe_method(self) -> dict[str, Any]:
         """As in `PolicyTrainer`, with the losses and the divergence."""

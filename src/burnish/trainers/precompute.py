@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from burnish.trainers.dpo import DPOTrainer
+    from burnish.trainers.referring import ReferringTrainer
     from burnish.types import PreferenceBatch
 
 CONTENT_COLUMNS = (PROMPT_COLUMN, *PAIR_IDS, *PAIR_MASKS, KWISE_IDS, KWISE_MASK, DIGEST_COLUMN)
@@ -70,11 +70,11 @@ class Precomputation:
     reference: Precomputed
 
 
-def precompute(trainer: DPOTrainer) -> Precomputation:
+def precompute(trainer: ReferringTrainer) -> Precomputation:
     """Score all rows of a trainer with its reference, before the first step.
 
-    Per token if the trainer weights tokens (`ld_alpha`), else the sum over each answer. What is on disk under the
-    same `CacheKey` is read; a damaged file is told and computed again.
+    Per token if the trainer asks for that (`needs_ref_tokens`), else the sum over each answer. What is on disk under
+    the same `CacheKey` is read; a damaged file is told and computed again.
 
     Raises:
         ValueError: rows of another kind, a log-prob that is not finite, or a policy that was changed meanwhile.
@@ -83,7 +83,7 @@ def precompute(trainer: DPOTrainer) -> Precomputation:
     assert isinstance(reference, ModelReference)
     if isinstance(reference, StartingPolicy):
         reference.check_unchanged()
-    per_token = trainer.args.ld_alpha is not None
+    per_token = trainer.needs_ref_tokens
     weights = content_fingerprint(reference)
 
     def scored(dataset: Dataset, name: str) -> Dataset:
@@ -130,7 +130,7 @@ def check_can_precompute(dataset: Any, *, name: str) -> None:
         )
 
 
-def cache_key(trainer: DPOTrainer, dataset: Dataset, *, weights: str, per_token: bool) -> CacheKey:
+def cache_key(trainer: ReferringTrainer, dataset: Dataset, *, weights: str, per_token: bool) -> CacheKey:
     """Everything that the reference's log-probs of these rows depend on."""
     content = [column for column in CONTENT_COLUMNS if column in dataset.column_names]
     precision = trainer.accelerator.mixed_precision
@@ -149,17 +149,17 @@ def cache_key(trainer: DPOTrainer, dataset: Dataset, *, weights: str, per_token:
     )
 
 
-def batch_size(trainer: DPOTrainer) -> int:
+def batch_size(trainer: ReferringTrainer) -> int:
     """Rows that are scored together: `precompute_ref_batch_size`, else as in training."""
     return trainer.args.precompute_ref_batch_size or trainer.args.per_device_train_batch_size
 
 
-def value_dtype(trainer: DPOTrainer) -> torch.dtype:
+def value_dtype(trainer: ReferringTrainer) -> torch.dtype:
     """The dtype of log-probs: float64 for a model in float64, else float32."""
     return torch.promote_types(trainer.model.dtype, torch.float32)
 
 
-def score_rows(trainer: DPOTrainer, dataset: Dataset, *, per_token: bool, name: str) -> Float[Tensor, "R"]:
+def score_rows(trainer: ReferringTrainer, dataset: Dataset, *, per_token: bool, name: str) -> Float[Tensor, "R"]:
     """The reference's log-probs of all rows in their `FlatLayout`, the same on every rank.
 
     Raises:
@@ -188,7 +188,7 @@ def score_rows(trainer: DPOTrainer, dataset: Dataset, *, per_token: bool, name: 
     return values
 
 
-def _logps(trainer: DPOTrainer, dataset: Dataset, key: CacheKey, *, name: str) -> Float[Tensor, "R"]:
+def _logps(trainer: ReferringTrainer, dataset: Dataset, key: CacheKey, *, name: str) -> Float[Tensor, "R"]:
     """Read from disk, or computed and written there."""
     started, per_token = time.perf_counter(), key.per == "token"
     kept = _kept(trainer, key, num_values=flat_layout(dataset, per_token=per_token).num_values)
@@ -205,7 +205,7 @@ def _logps(trainer: DPOTrainer, dataset: Dataset, key: CacheKey, *, name: str) -
     return values
 
 
-def _kept(trainer: DPOTrainer, key: CacheKey, *, num_values: int) -> Tensor | None:
+def _kept(trainer: ReferringTrainer, key: CacheKey, *, num_values: int) -> Tensor | None:
     """What is on disk under a key, if every rank has the same."""
     values = None
     if key.path.is_file():
@@ -221,7 +221,7 @@ def _kept(trainer: DPOTrainer, key: CacheKey, *, num_values: int) -> Tensor | No
     return values if bool((marks == mark).all()) else None
 
 
-def _image_settings(trainer: DPOTrainer) -> str:
+def _image_settings(trainer: ReferringTrainer) -> str:
     """Hash of how the processor turns images into the model's inputs."""
     assert isinstance(trainer.processing_class, ProcessorMixin)
     settings = trainer.processing_class.to_json_string()

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from burnish.trainers.dpo import DPOTrainer
+    from burnish.trainers.referring import ReferringTrainer
 
 SUMS, TOKENS = (*REF_COLUMNS, KWISE_REF_COLUMN), (*TOKEN_COLUMNS, KWISE_TOKEN_COLUMN)
 SYNC = SyncSchedule()
@@ -117,8 +117,14 @@ def mover(options: ReferenceOptions) -> Callable[..., MovingReference] | None:
     return partial(BemaReference, schedule=BemaSchedule.of(options.ref_model_bema))
 
 
-def make_reference(trainer: DPOTrainer, ref_model: str | PreTrainedModel | PeftModel | None) -> Reference:
-    """The reference of a trainer whose model and data are ready.
+def make_reference(
+    trainer: ReferringTrainer,
+    ref_model: str | PreTrainedModel | PeftModel | None,
+    *,
+    need_reference: bool = True,
+    needs: Collection[str] = (),
+) -> Reference:
+    """The reference of a trainer whose model and data are ready; arguments as in `choose_reference`.
 
     Raises:
         ValueError: two references at once, or an option that this model or these rows do not allow.
@@ -130,8 +136,8 @@ def make_reference(trainer: DPOTrainer, ref_model: str | PreTrainedModel | PeftM
         ref_model,
         trainer.args,
         columns=columns or (),
-        need_reference=trainer.losses.need_reference,
-        needs=trainer.losses.needs,
+        need_reference=need_reference,
+        needs=needs,
         has_new_adapter=trainer.has_new_adapter,
     )
     if trainer.args.precompute_ref_log_probs:

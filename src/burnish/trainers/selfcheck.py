@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import softplus
 
 from burnish.losses.pairing import pair_logps
+from burnish.models.forward import forward
 from burnish.models.reference import NoReference
 from burnish.models.vision import plain_inputs
 from burnish.types import wide
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from burnish.trainers.base import PolicyTrainer
     from burnish.trainers.dpo import DPOTrainer
     from burnish.trainers.policy_gradient import PolicyGradientTrainer
     from burnish.trainers.reward import RewardTrainer
@@ -83,6 +85,35 @@ def check_dpo(trainer: DPOTrainer, batch: PreferenceBatch) -> dict[str, Any]:
         "loss": loss,
         "expected": math.log(2),
     }
+
+
+@torch.no_grad()
+def check_logps(trainer: PolicyTrainer, batch: TokenBatch) -> dict[str, Any]:
+    """Compare the log-probs of the first rows of a micro-batch with `plain_logps`.
+
+    Returns:
+        The event: `ok`, `message`, `max_difference` in nats a token.
+    """
+    model = trainer.policy
+    was_training = model.training
+    model.eval()
+    rows = range(min(len(batch), NUM_CHECKED_ROWS))
+    with trainer.accelerator.autocast():
+        stats = forward(model, batch)
+        plain = [plain_logps(model, batch, row) for row in rows]
+    model.train(was_training)
+    scored, lengths = stats.sequence_sum().cpu().double(), stats.lengths.cpu().double().clamp(min=1)  # (N,)
+    gaps = [abs(float(scored[row]) - plain[row]) / float(lengths[row]) for row in rows]
+    worst = max(rows, key=lambda row: gaps[row])
+    low_precision = trainer.args.bf16 or trainer.args.fp16
+    allowed = 5e-2 if low_precision else TOLERANCE.get(model.dtype, 5e-2)
+    message = "log-probs agree with a second computation"
+    if not gaps[worst] <= allowed:
+        message = (
+            f"the log-probs of the answer of row {int(batch.row_id[worst])} are {gaps[worst]:.2e} nats a token away "
+            f"from a second computation, allowed {allowed:.0e}. Training would be wrong: report this model."
+        )
+    return {"ok": gaps[worst] <= allowed, "message": message, "max_difference": gaps[worst]}
 
 
 @torch.no_grad()

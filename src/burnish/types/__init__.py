@@ -10,12 +10,13 @@ completions, a group is one prompt with G. No parcel is ever changed; a room ret
 from burnish.types.batch import PAIR_UNITS, Parcel, PreferenceBatch, TokenBatch, wide
 from burnish.types.loss import LossOutput, Mean, Term
 from burnish.types.rollout import Answers, Completion, MixedBatch, PolicyTokens, RewardTable, RolloutBatch, TokenLoss
-from burnish.types.stats import PairLogps, PairScores, TokenStats
+from burnish.types.stats import JudgedLogps, PairLogps, PairScores, TokenStats
 
 __all__ = [
     "PAIR_UNITS",
     "Answers",
     "Completion",
+    "JudgedLogps",
     "LossOutput",
     "Mean",
     "MixedBatch",

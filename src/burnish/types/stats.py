@@ -175,3 +175,35 @@ class PairScores:
                 "score_rejected, or scores to rows of several completions"
             )
         return self.targets
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class JudgedLogps:
+    """Log-probs of answers that were each judged by itself: all that an unpaired loss sees.
+
+    Attributes:
+        logps: (N,) the policy's summed log-probs in nats, with gradient.
+        ref_logps: (N,) the reference's, without.
+        is_desirable: (N,) how each was judged.
+        kl: (N,) the step's reference point in nats, ≥ 0, the same for each row, without gradient; None where no loss
+            needs it.
+
+    Example: logps [-10.0], ref_logps [-12.0], is_desirable [True], kl [0.5]: logratio [2.0], 1.5 above the point.
+    """
+
+    logps: Float[Tensor, "N"]
+    ref_logps: Float[Tensor, "N"]
+    is_desirable: Bool[Tensor, "N"]
+    kl: Float[Tensor, "N"] | None = None
+
+    @property
+    def logratio(self) -> Float[Tensor, "N"]:
+        """log policy - log reference of each answer."""
+        return self.logps - self.ref_logps
+
+    @property
+    def required_kl(self) -> Float[Tensor, "N"]:
+        """`kl`, for losses that state `needs={"kl"}`."""
+        if self.kl is None:
+            raise ValueError('the reference point of the step was not computed: state needs={"kl"}')
+        return self.kl
