@@ -22,10 +22,6 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from flow_grpo import GRPO_FLOW, record_grpo
-from losses_table import divergences_table, losses_table
-from policy_tables import advantages_table, aggregations_table, importance_table, kl_table, policy_losses_table
-from recording import WORDS, log_lines, make_model, make_tokenizer, named_means, number, tensors
 from answer_tables import (
     kto_fields_table,
     sft_fields_table,
@@ -34,6 +30,10 @@ from answer_tables import (
     trl_sft_fields_table,
     unpaired_losses_table,
 )
+from flow_grpo import GRPO_FLOW, record_grpo
+from losses_table import divergences_table, losses_table
+from policy_tables import advantages_table, aggregations_table, importance_table, kl_table, policy_losses_table
+from recording import WORDS, log_lines, make_model, make_tokenizer, named_means, number, tensors
 from reward_tables import reward_fields_table, reward_losses_table
 from transformers import PrinterCallback, TrainingArguments
 from trl_tables import (

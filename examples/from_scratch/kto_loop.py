@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -106,7 +107,7 @@ def main() -> list[Step]:
 
     rows = [
         Judged([start], count(start, index % 2 == 0), count(other, index % 2 == 1), index % 2 == 0)
-        for index, (start, other) in enumerate(zip(numbers, numbers[1:], strict=False))
+        for index, (start, other) in enumerate(pairwise(numbers))
     ]
     batches = [rows[start : start + 4] for start in range(0, len(rows), 4)]
     history = train(model, batches, learning_rate=3e-3, accumulation=2, warmup_steps=2)

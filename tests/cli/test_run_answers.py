@@ -63,7 +63,7 @@ def test_check_preview_init_and_explain(config, method):
     seen = COMMAND.invoke(app, ["preview", f"{method}.yaml", "-n", "2"])
     assert seen.exit_code == 0, seen.output
     assert "a long walk home is blue." in seen.output
-    assert ("green apples 0" in seen.output) == (method == "kto")
+    assert ("undesirable" in seen.output) == (method == "kto")
     printed = COMMAND.invoke(app, ["init", method]).output
     assert f"method: {method}" in printed
     assert ("\nref_model:" in printed) == (method == "kto")

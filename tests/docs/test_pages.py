@@ -12,8 +12,16 @@ from pathlib import Path
 import pytest
 from transformers import TrainingArguments
 
-from burnish import DPOConfig, GRPOConfig, PPOConfig
-from burnish.compat import GRPO_ALIASES, PPO_ALIASES, UNBUILT_DPO, UNBUILT_GRPO, UNBUILT_PPO
+from burnish import DPOConfig, GRPOConfig, KTOConfig, PPOConfig, SFTConfig
+from burnish.compat import (
+    GRPO_ALIASES,
+    PPO_ALIASES,
+    UNBUILT_DPO,
+    UNBUILT_GRPO,
+    UNBUILT_KTO,
+    UNBUILT_PPO,
+    UNBUILT_SFT,
+)
 from burnish.data.report import COUNTS
 from burnish.metrics import EXPLANATIONS, explain
 from burnish.models.head import STATISTICS
@@ -22,6 +30,7 @@ from burnish.trainers.config import REFUSED
 from burnish.trainers.persistence import FREE_OPTIONS, FREE_PREFIXES
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+from answer_tables import TRL_KTO_FIELDS, TRL_SFT_FIELDS
 from trl_tables import OF_ROWS, TRL_FIELDS, TRL_GRPO_FIELDS, TRL_PPO_FIELDS
 
 ROOT = Path(__file__).parents[2]
@@ -165,6 +174,39 @@ def test_options_of_ppo_do_what_the_table_says(tmp_path, name):
         assert vars(ours)[name] == trls
     else:
         assert fate == "differs"
+
+
+ANSWER_FATES = [
+    pytest.param(page, config, unbuilt, name, default, id=f"{page}:{name}")
+    for page, config, unbuilt, trl in (
+        ("sft.md", SFTConfig, UNBUILT_SFT, TRL_SFT_FIELDS),
+        ("kto.md", KTOConfig, UNBUILT_KTO, TRL_KTO_FIELDS),
+    )
+    for name, default in trl.items()
+]
+
+
+@pytest.mark.parametrize(("page", "config", "unbuilt", "name", "default"), ANSWER_FATES)
+def test_options_of_sft_and_kto_do_what_the_table_says(tmp_path, page, config, unbuilt, name, default):
+    """TRL's default is accepted; an option that is refused by name is so; one that is accepted has TRL's default."""
+    shown, fate, _ = table(page, "| field | default in TRL | fate | here |")[name]
+    assert shown == f"`{default!r}`"
+    config(output_dir=str(tmp_path), **{name: default})
+    if fate == "refused by name":
+        assert name in unbuilt
+        with pytest.raises(ValueError, match=name):
+            config(output_dir=str(tmp_path), **{name: 17})
+    else:
+        own = vars(config(output_dir=str(tmp_path)))[name]
+        assert (own == default) == (fate == "accepted") or fate == "differs"
+
+
+def test_every_option_of_sft_and_kto_is_listed():
+    """Every field of ours that is no other page's is on their pages."""
+    others = {field.name for base in (TrainingArguments, DPOConfig) for field in fields(base)}
+    for page, config in (("sft.md", SFTConfig), ("kto.md", KTOConfig)):
+        own = set(table(page, "| option | default | what it does |"))
+        assert {field.name for field in fields(config)} <= own | others
 
 
 def test_every_metric_is_explained_and_read():

@@ -11,12 +11,13 @@ import torch
 
 from conftest import make_model
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "examples" / "from_scratch"), str(ROOT / "tests" / "trainers")]
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "from_scratch"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "trainers"))
 import kto_loop
 import sft_loop
 from answer_training import judged_rows, make_trainer
 
+ROOT = Path(__file__).parents[2]
 SETTINGS = {"learning_rate": 2e-3, "weight_decay": 0.01, "warmup_steps": 2, "max_grad_norm": 0.3}
 SIZES = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 
@@ -90,5 +91,5 @@ def test_the_scripts_learn(capsys):
 def test_they_need_torch_transformers_and_the_loop_of_dpo_alone(name):
     source = (ROOT / "examples" / "from_scratch" / f"{name}.py").read_text()
     imports = {line.split()[1].split(".")[0] for line in source.splitlines() if line.startswith(("import ", "from "))}
-    assert imports <= {"__future__", "collections", "copy", "dpo_loop", "torch", "transformers", "typing"}
+    assert imports <= {"__future__", "collections", "copy", "dpo_loop", "itertools", "torch", "transformers", "typing"}
     assert len(source.splitlines()) <= 140

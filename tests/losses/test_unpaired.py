@@ -60,7 +60,7 @@ def test_gradient_raises_desirable_answers_and_lowers_others(name):
 
 
 def test_a_missing_reference_point_is_named():
-    with pytest.raises(ValueError, match="needs=.*kl"):
+    with pytest.raises(ValueError, match=r"needs=.*kl"):
         kto(replace(judged(), kl=None), beta=0.1)
 
 

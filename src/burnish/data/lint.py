@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset
 
 from burnish.data.images import DIGEST_COLUMN, image_columns
-from burnish.data.kwise import row_pairs
+from burnish.data.kwise import LABELS_COLUMN, row_pairs
 from burnish.data.numbers import TIE_COLUMN
 from burnish.data.schema import KWISE_IDS, KWISE_MASK, PAIR_IDS, PAIR_MASKS, PROMPT_COLUMN
 
@@ -51,9 +51,9 @@ class Fingerprint:
 
 
 def lint_preferences(dataset: Dataset, eval_datasets: Mapping[str, Dataset] | None = None) -> list[Finding]:
-    """Faults of prepared preference rows.
+    """Faults of prepared rows.
 
-    `duplicate_rows`: the same prompt, chosen and rejected again. `contradicting_pairs`: the same answers to
+    `duplicate_rows`: the same prompt, chosen and rejected again, or the same judged answer. `contradicting_pairs`: the same answers to
     the same prompt, once in each order. `length_bias`: of the rows with answers of different lengths, at
     least 20, more than 75 % prefer the longer (or the shorter) one. `eval_overlap`: prompts that are trained
     and evaluated. Of rows of several completions every pair is looked at; a tie prefers neither answer.
@@ -81,7 +81,7 @@ def _duplicates(pairs: Iterable[Fingerprint]) -> Finding | None:
     first: dict[tuple[bytes, bytes, bytes], int] = {}
     again = [pair for pair in pairs if first.setdefault((pair.prompt, pair.chosen, pair.rejected), pair.row) < pair.row]
     rows = _rows_of(again)
-    message = f"{len(rows)} rows repeat a pair of an earlier row, which so counts twice or more. Remove them."
+    message = f"{len(rows)} rows repeat a pair or answer of an earlier row, which so counts twice or more. Remove them."
     return _finding("duplicate_rows", message, rows)
 
 
@@ -140,6 +140,9 @@ def _fingerprints(dataset: Dataset) -> Iterator[Fingerprint]:
 
 
 def _row_fingerprints(index: int, row: Mapping[str, Any]) -> Iterator[Fingerprint]:
+    if LABELS_COLUMN in row:
+        yield from _answer_fingerprints(index, row)
+        return
     is_tie = bool(row.get(TIE_COLUMN, False))
     answers = row[KWISE_IDS] if KWISE_IDS in row else [row[column] for column in PAIR_IDS]
     masks = row[KWISE_MASK] if KWISE_IDS in row else [row[column] for column in PAIR_MASKS]
@@ -155,6 +158,22 @@ def _row_fingerprints(index: int, row: Mapping[str, Any]) -> Iterator[Fingerprin
             chosen_length=lengths[chosen],
             rejected_length=lengths[rejected],
             is_tie=is_tie,
+        )
+
+
+def _answer_fingerprints(index: int, row: Mapping[str, Any]) -> Iterator[Fingerprint]:
+    """Each judged answer, as a tie with nothing. What is trained from its second token on is a prompt as a whole."""
+    for ids, mask, label in zip(row[KWISE_IDS], row[KWISE_MASK], row[LABELS_COLUMN], strict=False):
+        answer, prompt = _digest(ids), _digest(row[PROMPT_COLUMN])
+        yield Fingerprint(
+            row=index,
+            row_id=int(row["row_id"]),
+            prompt=prompt if len(row[PROMPT_COLUMN]) > 1 else prompt + answer,
+            chosen=answer,
+            rejected=bytes([int(label)]),
+            chosen_length=int(mask.sum()),
+            rejected_length=0,
+            is_tie=True,
         )
 
 

@@ -176,7 +176,8 @@ def _numbers(before: Mapping[str, Estimated], after: Mapping[str, Estimated]) ->
     rows = compare(before, after)
     if not rows:
         return [Text("No held-out rows, so nothing was measured: set data.eval or data.eval_rows.")]
-    table = Table(title=Text(f"Held out, with 95 % intervals: {held_out_sizes(rows)}"), title_justify="left")
+    title = ": ".join(filter(None, ["Held out, with 95 % intervals", held_out_sizes(rows)]))
+    table = Table(title=Text(title), title_justify="left")
     for header in ("", "before", "after"):
         table.add_column(header, overflow="fold")
     for row in rows:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PROMPT, TRAINED, UNTRAINED, CUT = KINDS = ("prompt", "trained", "not trained", "cut")
 HIDDEN = frozenset(["Cc", "Cf", "Cs", "Co", "Zl", "Zp", "Zs"])  # categories of Unicode that leave no mark
+JUDGED = {True: "completion", False: "completion, undesirable"}
 MAX_PIECE = 8  # tokens that one character may take
 REPLACEMENT = "\ufffd"
 
@@ -229,10 +230,12 @@ def _rows_of_prompts(batch: TokenBatch) -> dict[int, list[int]]:
 
 
 def _names(batch: TokenBatch, rows: Sequence[int]) -> list[str]:
-    """What the completions of a prompt are called: chosen and rejected where there is one pair of them."""
+    """What the completions of a prompt are called: chosen and rejected where there is one pair, or how it was judged."""
     numbered = [f"completion {place}" for place in range(len(rows))]
     if not isinstance(batch, PreferenceBatch):
         return numbered
+    if not len(batch.pairs) and "label" in batch.columns:
+        return [JUDGED[bool(batch.columns["label"][row])] for row in rows]
     pairs = [pair for pair in batch.pairs.tolist() if pair[0] in rows]
     if len(rows) == 2 and len(pairs) == 1:
         return ["chosen" if row == pairs[0][0] else "rejected" for row in rows]
