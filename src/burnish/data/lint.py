@@ -53,7 +53,8 @@ class Fingerprint:
 def lint_preferences(dataset: Dataset, eval_datasets: Mapping[str, Dataset] | None = None) -> list[Finding]:
     """Faults of prepared rows.
 
-    `duplicate_rows`: the same prompt, chosen and rejected again, or the same judged answer. `contradicting_pairs`: the same answers to
+    `duplicate_rows`: the same prompt, chosen and rejected again, or the same judged answer.
+    `contradicting_pairs`: the same answers to
     the same prompt, once in each order. `length_bias`: of the rows with answers of different lengths, at
     least 20, more than 75 % prefer the longer (or the shorter) one. `eval_overlap`: prompts that are trained
     and evaluated. Of rows of several completions every pair is looked at; a tie prefers neither answer.

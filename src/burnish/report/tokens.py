@@ -230,7 +230,7 @@ def _rows_of_prompts(batch: TokenBatch) -> dict[int, list[int]]:
 
 
 def _names(batch: TokenBatch, rows: Sequence[int]) -> list[str]:
-    """What the completions of a prompt are called: chosen and rejected where there is one pair, or how it was judged."""
+    """What the completions of a prompt are called: chosen and rejected of one pair, or how each was judged."""
     numbered = [f"completion {place}" for place in range(len(rows))]
     if not isinstance(batch, PreferenceBatch):
         return numbered
