@@ -9,6 +9,7 @@ from burnish.data.answers import answer_column, read_judged, read_supervised
 from burnish.data.check import RowRules, check_preferences
 from burnish.data.errors import DataError, RowProblem
 from burnish.data.formats import TextPreference
+from burnish.data.lint import lint_labels, lint_preferences
 from burnish.data.mismatch import partners, with_mismatched
 from burnish.data.schema import JUDGED, ROW_KINDS, SUPERVISED
 from burnish.data.tokenize import prepare_preferences
@@ -127,6 +128,30 @@ def test_mismatched_answers_stand_behind_the_own_ones_and_fit():
             )
         assert after["truncated"] == [*before["truncated"], False, False]
         assert after["labels"] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("labels", "weight", "said"),
+    [
+        ([True, False], 1.0, None),
+        ([True, False], 1.3, None),
+        ([True, False, False, False], 1.0, "desirable_weight of 3 to 4 with undesirable_weight=1"),
+        ([True, False, False, False], 3.5, None),
+        ([True, True], 1.0, "nothing to tell apart"),
+    ],
+)
+def test_lint_of_labels(labels, weight, said):
+    """With 1 desirable and 3 undesirable answers: 1 x 3 to 4/3 x 3."""
+    found = lint_labels(Dataset.from_dict({"labels": [labels]}), desirable_weight=weight, undesirable_weight=1.0)
+    assert [said in finding.message for finding in found] == ([] if said is None else [True])
+
+
+def test_lint_of_answers():
+    """A repeated answer, and a prompt that is trained and held out; a text is its own prompt."""
+    rows = [{"prompt": "a b", "completion": "c"}, {"prompt": "a b", "completion": "c"}, {"text": "one two"}]
+    train, held_out = (prepare(part, SUPERVISED)[0] for part in (rows, [rows[0], {"text": "other"}]))
+    found = {finding.code: finding.count for finding in lint_preferences(train, {"eval": held_out})}
+    assert found == {"duplicate_rows": 1, "eval_overlap": 1}
 
 
 @pytest.mark.parametrize("kind", [SUPERVISED, JUDGED])

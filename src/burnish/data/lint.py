@@ -17,6 +17,7 @@ from burnish.data.schema import KWISE_IDS, KWISE_MASK, PAIR_IDS, PAIR_MASKS, PRO
 NUM_LISTED_ROWS = 5
 NUM_ROWS_FOR_SHARES = 20
 LONGER_SHARE = 0.75
+BALANCE = 4 / 3  # KTO (2402.01306) eq. 8
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,10 @@ class Fingerprint:
 def lint_preferences(dataset: Dataset, eval_datasets: Mapping[str, Dataset] | None = None) -> list[Finding]:
     """Faults of prepared rows.
 
-    `duplicate_rows`: the same prompt, chosen and rejected again, or the same judged answer.
-    `contradicting_pairs`: the same answers to
-    the same prompt, once in each order. `length_bias`: of the rows with answers of different lengths, at
-    least 20, more than 75 % prefer the longer (or the shorter) one. `eval_overlap`: prompts that are trained
-    and evaluated. Of rows of several completions every pair is looked at; a tie prefers neither answer.
+    `duplicate_rows`: the same prompt, chosen and rejected again, or the same judged answer. `contradicting_pairs`: the
+    same answers to the same prompt, once in each order. `length_bias`: of the rows with answers of different lengths,
+    at least 20, more than 75 % prefer the longer (or the shorter) one. `eval_overlap`: prompts that are trained and
+    evaluated. Of rows of several completions every pair is looked at; a tie prefers neither answer.
 
     Args:
         dataset: the training rows, prepared.
@@ -67,6 +67,29 @@ def lint_preferences(dataset: Dataset, eval_datasets: Mapping[str, Dataset] | No
     findings = [_duplicates(pairs), _contradictions(pairs), _length_bias(pairs)]
     findings += [_overlap(pairs, name, held_out) for name, held_out in (eval_datasets or {}).items()]
     return [finding for finding in findings if finding is not None]
+
+
+def lint_labels(dataset: Dataset, *, desirable_weight: float, undesirable_weight: float) -> list[Finding]:
+    """`unbalanced_labels`: desirable answers count less than undesirable ones, or more than 4/3 as much.
+
+    Args:
+        dataset: the training rows, prepared, with labels.
+        desirable_weight: of each desirable answer.
+        undesirable_weight: of each other one.
+    """
+    labels = [bool(label) for of_row in dataset[LABELS_COLUMN] for label in of_row]
+    num_good = sum(labels)
+    num_bad = len(labels) - num_good
+    good, bad = desirable_weight * num_good, undesirable_weight * num_bad
+    if bad <= good <= BALANCE * bad:
+        return []
+    advice = "there is nothing to tell apart"
+    if good and bad:
+        least, most = bad / num_good, BALANCE * bad / num_good
+        advice = f"the paper advises a desirable_weight of {least:.3g} to {most:.3g} with undesirable_weight="
+        advice += f"{undesirable_weight:g}"
+    message = f"{num_good} answers are desirable and {num_bad} are not: {advice}."
+    return [Finding("unbalanced_labels", message, len(labels), ())]
 
 
 def _finding(code: str, message: str, row_ids: list[int]) -> Finding | None:

@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from datasets import Dataset
 
 from burnish.compat import UNBUILT_KTO, accept_trl_fields
+from burnish.data.lint import Finding, lint_labels
 from burnish.data.mismatch import with_mismatched
 from burnish.data.schema import JUDGED
 from burnish.losses import unpaired_losses
@@ -32,7 +34,6 @@ from burnish.trainers.selfcheck import check_logps
 from burnish.types import JudgedLogps, LossOutput, PreferenceBatch, Term, TokenStats, wide
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from jaxtyping import Float
     from peft import PeftModel
     from torch import Tensor, nn
@@ -107,6 +108,14 @@ class KTOTrainer(ReferringTrainer):
             return rows
         with self.args.main_process_first(desc=f"answers to other prompts for {name}"):
             return with_mismatched(rows, seed=self._data_seed, max_length=self.args.max_length, name=name)
+
+    def _lint(self) -> list[Finding]:
+        """As in `PolicyTrainer`, and whether desirable and undesirable answers are in balance."""
+        found, rows = super()._lint(), self.train_dataset
+        if not isinstance(rows, Dataset):
+            return found
+        weights = {name: vars(self.args)[name] for name in ("desirable_weight", "undesirable_weight")}
+        return [*found, *lint_labels(rows, **weights)]
 
     def _check_stream(self, source: Any) -> Any:
         if self.couples_rows:
