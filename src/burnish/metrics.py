@@ -35,9 +35,8 @@ EXPLANATIONS: dict[str, str] = {
     "-rewards/rejected / rewards/margins. Above 1: chosen answers become less likely too.",
     "length_difference": "Trained tokens of chosen minus those of rejected answers, mean over pairs.",
     "length_margin_correlation": "Correlation of that difference with the margin over pairs; near 1: length is learnt.",
-    "kl": "Drift from the reference: mean of exp(d) - 1 - d over the data's tokens, d = reference - policy in nats. "
-    "KL(policy || reference) if the policy wrote the answers; else an index. Of KTO: the reference point z, the mean "
-    "log-ratio in nats of answers to other prompts, at least 0.",
+    "kl": "Drift from the reference: mean of exp(d) - 1 - d over the data's tokens, d = reference - policy in nats; an "
+    "index unless the policy wrote them. Of KTO: the reference point z of a step, in nats.",
     "kl/sequential": "KL(reference || policy) of the next-token distributions in nats, mean over the data's tokens.",
     "win_rate": "Share of held-out prompts where the judge prefers the policy's answer; a tie counts one half. "
     "`events.jsonl` says against whose answers.",

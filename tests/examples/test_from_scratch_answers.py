@@ -80,7 +80,7 @@ def test_every_step_of_kto_equals_the_trainers(tmp_path, ref_seed):
 
 def test_the_scripts_learn(capsys):
     supervised = sft_loop.main()
-    assert supervised[-1].loss < supervised[0].loss - 1
+    assert supervised[-1].loss < supervised[0].loss - 0.8
     judged = kto_loop.main()
     assert judged[0].loss == pytest.approx(0.5, abs=1e-6)
     assert judged[-1].loss < 0.4
