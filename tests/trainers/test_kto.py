@@ -26,6 +26,9 @@ CUTS = [
 ]
 
 
+IGNORED = ("step_time", "epoch")
+
+
 def log_lines(trainer) -> list[dict[str, float]]:
     return [line for line in trainer.state.log_history if "grad_norm" in line]
 
@@ -33,7 +36,7 @@ def log_lines(trainer) -> list[dict[str, float]]:
 def trained(trainer):
     """The gradients of a training, and its log lines without times."""
     gradients = step_gradients(trainer)
-    return gradients, [{k: v for k, v in line.items() if k != "step_time"} for line in log_lines(trainer)]
+    return gradients, [{k: v for k, v in line.items() if k not in IGNORED} for line in log_lines(trainer)]
 
 
 @pytest.mark.parametrize("loss", ["kto", "apo_zero_unpaired"])
