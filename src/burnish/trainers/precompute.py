@@ -105,10 +105,10 @@ def precompute(trainer: ReferringTrainer) -> Precomputation:
     )
 
 
-def could_precompute(trainer: DPOTrainer) -> bool:
+def could_precompute(trainer: ReferringTrainer) -> bool:
     """Whether the option would save work: the reference is a model that stays, and the rows can be scored before."""
     stays = isinstance(trainer.reference, ModelReference) and not isinstance(trainer.reference, MovingReference)
-    return stays and isinstance(trainer.train_dataset, Dataset) and "divergence" not in trainer.losses.needs
+    return stays and isinstance(trainer.train_dataset, Dataset) and "divergence" not in trainer.needs
 
 
 def check_can_precompute(dataset: Any, *, name: str) -> None:

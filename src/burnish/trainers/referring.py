@@ -27,6 +27,7 @@ class ReferringTrainer(PolicyTrainer):
 
     args: ReferenceOptions
     reference: Reference
+    needs: frozenset[str] = frozenset()  # what the policy's forward computes beside log-probs
     needs_ref_tokens = False  # of precomputed log-probs: those of each token, not their sum
 
     @torch.no_grad()
