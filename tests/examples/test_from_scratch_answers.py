@@ -83,7 +83,7 @@ def test_the_scripts_learn(capsys):
     assert supervised[-1].loss < supervised[0].loss - 0.8
     judged = kto_loop.main()
     assert judged[0].loss == pytest.approx(0.5, abs=1e-6)
-    assert judged[-1].loss < 0.4
+    assert judged[-1].loss < 0.47
     assert capsys.readouterr().out.count("step  1") == 2
 
 

@@ -94,9 +94,10 @@ def test_the_reference_point_is_at_least_zero(tmp_path):
     batch = next(iter(trainer.get_train_dataloader()))
     (prepared,) = trainer.prepare_step(trainer.model, [batch])
     model, other = trainer.model, trainer.reference.model
-    sums = trainer.score_mismatched(model, batch)
-    trainer.reference.model = model
-    swapped = trainer.score_mismatched(other, batch)
+    with torch.no_grad():
+        sums = trainer.score_mismatched(model, batch)
+        trainer.reference.model = model
+        swapped = trainer.score_mismatched(other, batch)
     (point,) = trainer.prepare_step(other, [batch])
     torch.testing.assert_close(swapped, torch.stack([-sums[0], sums[1]]))
     values = {float(prepared.columns["kl"][0]), float(point.columns["kl"][0])}
