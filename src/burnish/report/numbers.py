@@ -96,15 +96,15 @@ def reliability_bins(estimates: Mapping[str, Estimated]) -> dict[str, list[Relia
 
 
 def held_out_sizes(rows: Sequence[Row]) -> str:
-    """How many pairs or prompts each evaluated data set has.
+    """How many pairs, prompts or, if nothing else is counted, tokens each evaluated data set has.
 
-    >>> held_out_sizes([Row("eval_hard_rewards/accuracies", 80.0, "", "")])
-    'eval_hard 80 pairs'
+    >>> held_out_sizes([Row("eval_hard_rewards/accuracies", 80.0, "", ""), Row("eval_mean_token_accuracy", 9.0, "", "")])
+    'eval_hard 80 pairs, eval 9 tokens'
     """
     sizes: dict[str, str] = {}
     for ending, unit in COUNTED.items():
         for row in rows:
-            if row.label.endswith(ending):
+            if max((known for known in COUNTED if row.label.endswith(known)), key=len, default="") == ending:
                 sizes.setdefault(row.label.removesuffix(ending), f"{row.weight:g} {unit}")
     return ", ".join(f"{name} {size}" for name, size in sizes.items())
 
@@ -129,7 +129,10 @@ MEASURES = (
 )  # fmt: skip
 NO_MEASURES = ("_min_reward", "_mean_reward", "_max_reward")  # of a reward model, whose scores have no zero
 SHARES = ("rewards/accuracies", "win_rate", "accuracy_greedy")
-COUNTED = {"_rewards/accuracies": "pairs", "_margin": "pairs", "_accuracy": "prompts", "_accuracy_greedy": "prompts"}
+COUNTED = {
+    "_rewards/accuracies": "pairs", "_margin": "pairs", "_accuracy": "prompts", "_accuracy_greedy": "prompts",
+    "_mean_token_accuracy": "tokens",
+}  # fmt: skip
 RELIABILITY, BAR_CELLS = "_reliability/", 20
 
 
