@@ -98,8 +98,8 @@ def reliability_bins(estimates: Mapping[str, Estimated]) -> dict[str, list[Relia
 def held_out_sizes(rows: Sequence[Row]) -> str:
     """How many pairs, prompts or, if nothing else is counted, tokens each evaluated data set has.
 
-    >>> held_out_sizes([Row("eval_hard_rewards/accuracies", 80.0, "", ""), Row("eval_mean_token_accuracy", 9.0, "", "")])
-    'eval_hard 80 pairs, eval 9 tokens'
+    >>> held_out_sizes([Row("eval_a_rewards/accuracies", 80.0, "", ""), Row("eval_b_mean_token_accuracy", 9.0, "", "")])
+    'eval_a 80 pairs, eval_b 9 tokens'
     """
     sizes: dict[str, str] = {}
     for ending, unit in COUNTED.items():
