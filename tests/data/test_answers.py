@@ -12,6 +12,7 @@ from burnish.data.formats import TextPreference
 from burnish.data.lint import lint_labels, lint_preferences
 from burnish.data.mismatch import partners, with_mismatched
 from burnish.data.schema import JUDGED, ROW_KINDS, SUPERVISED
+from burnish.data.sources import load_rows
 from burnish.data.tokenize import prepare_preferences
 from burnish.data.truncate import TruncationPolicy
 from conftest import make_rows, make_tokenizer
@@ -20,9 +21,7 @@ ASKED, BLUE = {"role": "user", "content": "Sky?"}, {"role": "assistant", "conten
 
 
 def prepare(rows, kind, **limits):
-    return prepare_preferences(
-        Dataset.from_list(rows), make_tokenizer(), truncation=TruncationPolicy(**limits), kind=kind
-    )
+    return prepare_preferences(load_rows(rows), make_tokenizer(), truncation=TruncationPolicy(**limits), kind=kind)
 
 
 @pytest.mark.parametrize(
