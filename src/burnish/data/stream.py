@@ -100,30 +100,18 @@ def prepare_stream(
         raise ValueError(f"shuffle_buffer_size={shuffle_buffer_size}; allowed: 2 or more, or None for the own order")
     source = _encoded(source)
     given = _first_rows(source, name=name)
-    head, report = prepare_preferences(
-        given,
-        tokenizer,
-        truncation=truncation,
-        on_bad_row=on_bad_row,
-        eos_token_ids=eos_token_ids,
-        num_proc=num_proc,
-        name=name,
-        processor=processor,
-        keep_template_end=keep_template_end,
-        kind=kind,
-        whole=whole,
-    )
-    preparation = plan_preparation(
-        split_ref_logps(given, name=name),
-        tokenizer,
-        truncation=truncation,
-        eos_token_ids=eos_token_ids,
-        name=name,
-        processor=processor,
-        keep_template_end=keep_template_end,
-        kind=kind,
-        whole=whole,
-    )
+    options: dict[str, Any] = {
+        "truncation": truncation,
+        "eos_token_ids": eos_token_ids,
+        "name": name,
+        "processor": processor,
+        "keep_template_end": keep_template_end,
+        "kind": kind,
+        "whole": whole,
+    }
+    head, report = prepare_preferences(given, tokenizer, on_bad_row=on_bad_row, num_proc=num_proc, **options)
+    known = split_ref_logps(given, name=name) if kind == PREFERENCES else given
+    preparation = plan_preparation(known, tokenizer, **options)
     stream = RowStream(
         source=source,
         name=name,

@@ -136,10 +136,7 @@ def prepare_preferences(
     Raises:
         DataError: no rows, a missing column, bad rows under `error`, or nothing left under `drop`.
     """
-    if on_bad_row not in ("error", "drop"):
-        raise ValueError(f"on_bad_row={on_bad_row!r} is unknown; known: error, drop")
-    if len(dataset) == 0:
-        raise DataError(f"{name}: the data set has no rows. Check its path, split and filters.")
+    _refuse(dataset, on_bad_row, name)
     dataset = without_decoding(split_ref_logps(dataset, name=name) if kind == PREFERENCES else dataset)
     preparation = plan_preparation(
         dataset,
@@ -158,9 +155,16 @@ def prepare_preferences(
     kept, bad_rows = _split_bad_rows(mapped, on_bad_row=on_bad_row, name=name)
     ignored = [column for column in dataset.column_names if column not in read] + ignored_keys(kept["ignored_keys"])
     columns = [column for column in output_features(read, kind) if column not in BOOKKEEPING]
-    trained_on = [column for column in columns if column != TRUNCATED_COLUMN]
-    report = make_report(kept, name=name, bad_rows=bad_rows, ignored_columns=ignored, content_columns=trained_on)
+    trained = [column for column in columns if column != TRUNCATED_COLUMN]
+    report = make_report(kept, name=name, bad_rows=bad_rows, ignored_columns=ignored, content_columns=trained)
     return kept.select_columns([*columns, *image_columns(kept)]), report
+
+
+def _refuse(dataset: Dataset, on_bad_row: str, name: str) -> None:
+    if on_bad_row not in ("error", "drop"):
+        raise ValueError(f"on_bad_row={on_bad_row!r} is unknown; known: error, drop")
+    if len(dataset) == 0:
+        raise DataError(f"{name}: the data set has no rows. Check its path, split and filters.")
 
 
 def _map(dataset: Dataset, preparation: Preparation, *, num_proc: int | None, name: str) -> Dataset:
