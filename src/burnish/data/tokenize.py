@@ -150,8 +150,7 @@ def prepare_preferences(
         whole=whole,
     )
     read = preparation.read
-    mapped = _map(dataset, preparation, num_proc=num_proc, name=name)
-    mapped = attach_images(mapped, dataset)
+    mapped = attach_images(_map(dataset, preparation, num_proc=num_proc, name=name), dataset)
     kept, bad_rows = _split_bad_rows(mapped, on_bad_row=on_bad_row, name=name)
     ignored = [column for column in dataset.column_names if column not in read] + ignored_keys(kept["ignored_keys"])
     columns = [column for column in output_features(read, kind) if column not in BOOKKEEPING]
