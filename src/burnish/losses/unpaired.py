@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from burnish.types import JudgedLogps
 
-unpaired_losses: Table[..., Tensor] = Table("unpaired loss", per="row", needs=frozenset[str]())
+unpaired_losses: Table[..., Tensor] = Table("single-answer loss", per="row", needs=frozenset[str]())
 unpaired_loss = unpaired_losses.register
 
 
