@@ -42,7 +42,7 @@ bench: $(READY)
 
 # What the pages take from the code, then the site in site/. Its tools live in an environment of their own.
 docs: docs-tables $(DOCS_VENV)/.ready
-	$(DOCS_VENV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
 
 docs-tables: $(READY)
 	$(BIN)/python tools/flow.py

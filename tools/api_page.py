@@ -35,13 +35,15 @@ def api_page() -> str:
     """Headings, and a directive of mkdocstrings for each name."""
     lines: list[str] = []
     for heading, belongs in PARTS:
-        lines += [f"## {heading}", "", *(f"::: burnish.{name}" for name in burnish.__all__ if belongs(name)), ""]
-    names = (f"::: burnish.testing.{name}" for name in burnish.testing.__all__)
-    return (
-        "\n".join([*lines, "## Contracts: `burnish.testing`", "", *names])
-        .replace("\n::: ", "\n\n::: ")
-        .replace("\n\n\n", "\n\n")
-    )
+        lines += [f"## {heading}", *(_directive(f"burnish.{name}") for name in burnish.__all__ if belongs(name))]
+    lines += ["## Contracts", *(_directive(f"burnish.testing.{name}") for name in burnish.testing.__all__)]
+    return "\n\n".join(lines)
+
+
+def _directive(name: str) -> str:
+    """A class of options is shown with its fields, whose sentences are in their defaults."""
+    options = "\n    options: {show_if_no_docstring: true}" if name.endswith("Config") else ""
+    return f"::: {name}{options}"
 
 
 def parcels_table() -> str:
