@@ -82,7 +82,7 @@ def test_dpo(workplace):
     torch.testing.assert_close(losses, softplus(-0.1 * numbers["logratio_diff"]))
     counts = values(wall(seen, "get_batch_samples"))
     assert counts["['pair']"] == 8
-    torch.testing.assert_close(values(wall(seen, "compute_loss"))[""].float(), losses.sum() / 8)
+    torch.testing.assert_close(values(wall(seen, "compute_loss"))["value"].float(), losses.sum() / 8)
     assert wall(seen, "backward").fields[0].name == "total"
     assert values(wall(seen, "backward"))["total"] > 0
 

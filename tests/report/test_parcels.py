@@ -73,6 +73,8 @@ def test_what_is_long_is_cut():
 def test_plain_lists_are_one_line():
     (field,) = fields_of([{"role": "user"}], "prompts")
     assert (field.name, field.shown, field.is_number) == ("prompts", "{'role': 'user'}", False)
+    assert first_values([True, False] * 5) == "[1 0 1 0 1 0 1 0 …]"
+    assert [field.name for field in fields_of(torch.zeros(2))] == ["value"]
 
 
 def test_letters_and_numbers():

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from itertools import islice
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from burnish.types import LossOutput, Mean, Term
@@ -81,6 +82,8 @@ def first_values(value: Any) -> str:
     if isinstance(value, Mean):
         weight = float(value.weight)
         return f"{number(float(value.total) / weight)} over {number(weight)}" if weight else "of nothing"
+    if isinstance(value, list) and value and isinstance(value[0], bool | int | float):
+        value = torch.tensor(value)  # token ids and masks of a row of a data set
     if not isinstance(value, Tensor):
         text = str(value)
         return text if len(text) <= 400 else f"{text[:400]}… ({len(text)} characters)"
@@ -163,7 +166,7 @@ def letters_of(annotation: Any) -> str:
 
 
 def _of_tensor(value: Tensor, name: str) -> Iterator[Field]:
-    yield Field(name, "", value)
+    yield Field(name or "value", "", value)
 
 
 def _of_mean(value: Mean, name: str) -> Iterator[Field]:
