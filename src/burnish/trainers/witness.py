@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from datasets import Dataset
@@ -109,7 +109,8 @@ def watched(trainer_class: type[Watched], witness: Witness) -> type[Watched]:
     for name, (owner, method) in _methods(trainer_class).items():
         own[name] = _unwatched(method, witness) if name in UNWATCHED else _room(owner, method, witness)
     _, step = _methods(trainer_class)["training_step"]
-    return type(trainer_class.__name__, (trainer_class,), {**own, "training_step": _training_step(step, witness)})
+    own["training_step"] = _training_step(step, witness)
+    return cast("type[Watched]", type(trainer_class.__name__, (trainer_class,), own))
 
 
 def is_parcel(value: Any) -> bool:
