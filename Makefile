@@ -2,11 +2,12 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+DOCS_VENV := .venv-docs
 READY := $(VENV)/.ready
 REWARD_MODEL := runs/demo-reward/model.safetensors
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo demo-grpo demo-ppo test test-all check same bench docs clean
+.PHONY: demo demo-grpo demo-ppo test test-all check same bench docs docs-tables mutants clean
 
 demo: $(READY)
 	$(BIN)/burnish train recipe:dpo
@@ -39,8 +40,24 @@ same: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/table.py
 
-docs: $(READY)
+# What the pages take from the code, then the site in site/. Its tools live in an environment of their own.
+docs: docs-tables $(DOCS_VENV)/.ready
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
+
+docs-tables: $(READY)
 	$(BIN)/python tools/flow.py
+
+$(DOCS_VENV)/.ready: pyproject.toml
+	test -x $(DOCS_VENV)/bin/python || $(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(DOCS_VENV)/bin/python -m pip install --quiet --group docs
+	touch $@
+
+# Which changes to the pure core the tests would not notice: make mutants, or make mutants ONLY="burnish.importance*".
+mutants: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt mutmut==3.8.1
+	$(BIN)/python tools/mutants.py run $(ONLY)
+	$(BIN)/python tools/mutants.py results
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -50,4 +67,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) dist build .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DOCS_VENV) site mutants dist build .ruff_cache .hypothesis

@@ -1,9 +1,9 @@
-"""Fill in what the pages of docs/ take from the code: `python tools/flow.py` (that is `make docs`).
+"""Fill in what the pages of docs/ take from the code: `python tools/flow.py` (that is `make docs-tables`).
 
 A page says `<!-- generated: NAME -->` and `<!-- end -->`; what stands between them is written here. The blocks of
 docs/flow.md and docs/flow-grpo.md are recorded from runs that walk one batch through every room of `DPOTrainer` and
-`GRPOTrainer`. Their model is tiny, float64, and its weights are sines, so that the pages are the same byte for byte on
-every machine.
+`GRPOTrainer`, watched as `burnish trace` watches them. Their model is tiny, float64, and its weights are sines, so that
+the pages are the same byte for byte on every machine.
 """
 
 from __future__ import annotations
@@ -30,10 +30,21 @@ from answer_tables import (
     trl_sft_fields_table,
     unpaired_losses_table,
 )
+from api_page import api_page, parcels_table
 from flow_grpo import GRPO_FLOW, record_grpo
 from losses_table import divergences_table, losses_table
 from policy_tables import advantages_table, aggregations_table, importance_table, kl_table, policy_losses_table
-from recording import WORDS, log_lines, make_model, make_tokenizer, named_means, number, tensors
+from recording import (
+    WORDS,
+    first_log_line,
+    log_lines,
+    make_model,
+    make_tokenizer,
+    named_means,
+    number,
+    returned,
+    tensors,
+)
 from reward_tables import reward_fields_table, reward_losses_table
 from transformers import PrinterCallback, TrainingArguments
 from trl_tables import (
@@ -51,55 +62,13 @@ from trl_tables import (
 from burnish import DPOConfig, DPOTrainer, PolicyConfig
 from burnish.metrics import EXPLANATIONS
 from burnish.trainers.config import REFUSED
+from burnish.trainers.witness import Witness, watched
 
 DOCS = Path(__file__).parents[1] / "docs"
 ROWS = [("what colour is the sky ?", "it is blue", "green and red"), ("what is green ?", "grass", "the sky is not")]
 ROWS += [("what is red ?", "not the sky", "grass")]
 
 # The run.
-
-
-class RecordingTrainer(DPOTrainer):
-    """`DPOTrainer` that remembers what entered and left each room for the first micro-batch that is trained on."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.seen: dict[str, Any] = {}
-        self.in_step = False
-        super().__init__(*args, **kwargs)
-        collate = self.data_collator
-        self.data_collator = lambda rows: self._keep("data_collator", collate(rows), early=True)
-
-    def _keep(self, room: str, result: Any, *, early: bool = False) -> Any:
-        if self.in_step or early:
-            self.seen.setdefault(room, result)
-        return result
-
-    def _prepare_dataset(self, dataset: Any, name: str) -> Any:
-        return self._keep("_prepare_dataset", super()._prepare_dataset(dataset, name), early=True)
-
-    def get_batch_samples(self, *args: Any) -> Any:
-        return self._keep("get_batch_samples", super().get_batch_samples(*args), early=True)
-
-    def concatenated_forward(self, *args: Any) -> Any:
-        return self._keep("concatenated_forward", super().concatenated_forward(*args))
-
-    def compute_ref_log_probs(self, *args: Any) -> Any:
-        return self._keep("compute_ref_log_probs", super().compute_ref_log_probs(*args))
-
-    def dpo_loss(self, pair: Any, batch: Any) -> Any:
-        self._keep("PairLogps", pair)
-        return self._keep("dpo_loss", super().dpo_loss(pair, batch))
-
-    def get_batch_loss_metrics(self, *args: Any) -> Any:
-        return self._keep("get_batch_loss_metrics", super().get_batch_loss_metrics(*args))
-
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        self.in_step = True
-        return self._keep("compute_loss", super().compute_loss(*args, **kwargs))
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        super().log(logs, start_time)
-        self._keep("log", dict(logs))
 
 
 @functools.cache
@@ -119,12 +88,13 @@ def record() -> Mapping[str, Any]:
             }
             for prompt, chosen, rejected in ROWS
         ]
-        trainer = RecordingTrainer(
+        witness = Witness()
+        trainer = watched(DPOTrainer, witness)(
             make_model(0.0), config, ref_model=make_model(0.2), train_dataset=rows, processing_class=make_tokenizer()
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return trainer.seen
+    return {**returned(witness), "PairLogps": witness["dpo_loss"].received["pair"], "log": first_log_line(trainer)}
 
 
 # The blocks of docs/flow.md.
@@ -147,7 +117,7 @@ def _prepared(seen: Mapping[str, Any]) -> list[str]:
 def _collated(seen: Mapping[str, Any]) -> list[str]:
     names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "loss_mask", "prompt_index", "row_id")
     legends = ("(P, L)", "(P, L)", "(N, T)", "(N, T)", "(N, T)", "(N,)", "(N,)", "(M, 2)")
-    return tensors({name: seen["data_collator"][name] for name in (*names, "pairs")}, *legends)
+    return tensors({name: seen["take_parcels"][0][name] for name in (*names, "pairs")}, *legends)
 
 
 def _step(seen: Mapping[str, Any]) -> list[str]:
@@ -206,7 +176,7 @@ def changed_defaults_table() -> str:
 
 FLOW: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "_prepare_dataset": _prepared,
-    "data_collator": _collated,
+    "take_parcels": _collated,
     "get_batch_samples": _step,
     "concatenated_forward": _stats,
     "compute_ref_log_probs": lambda seen: tensors({"ref_logps": seen["compute_ref_log_probs"]}, "(N, T)"),
@@ -216,6 +186,8 @@ FLOW: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "log": lambda seen: log_lines(seen["log"]),
 }
 TABLES: dict[str, Callable[[], str]] = {
+    "api": api_page,
+    "parcels": parcels_table,
     "losses": losses_table,
     "divergences": divergences_table,
     "policy-losses": policy_losses_table,

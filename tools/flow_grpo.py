@@ -8,10 +8,21 @@ import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from recording import WORDS, log_lines, make_model, make_tokenizer, named_means, number, tensors
+from recording import (
+    WORDS,
+    first_log_line,
+    log_lines,
+    make_model,
+    make_tokenizer,
+    named_means,
+    number,
+    returned,
+    tensors,
+)
 from transformers import PrinterCallback
 
 from burnish import GRPOConfig, GRPOTrainer
+from burnish.trainers.witness import Witness, watched
 
 PROMPTS = [("what colour is the sky ?", "blue"), ("what is green ?", "grass")]
 
@@ -27,53 +38,6 @@ def named(completions: list[Any], answer: list[str], **_: Any) -> list[float | N
     return [float(word in text) if text else None for text, word in zip(texts, answer, strict=True)]
 
 
-class RecordingTrainer(GRPOTrainer):
-    """`GRPOTrainer` that remembers what left each room in its first round, and for the first micro-batch."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.seen: dict[str, Any] = {}
-        self.in_step = False
-        super().__init__(*args, **kwargs)
-
-    def _keep(self, room: str, result: Any, *, early: bool = False) -> Any:
-        if self.in_step or early:
-            self.seen.setdefault(room, result)
-        return result
-
-    def _prepare_dataset(self, dataset: Any, name: str) -> Any:
-        return self._keep("_prepare_dataset", super()._prepare_dataset(dataset, name), early=True)
-
-    def _generate(self, prompts: Any) -> Any:
-        return self._keep("_generate", super()._generate(prompts), early=True)
-
-    def _calculate_rewards(self, *args: Any) -> Any:
-        return self._keep("_calculate_rewards", super()._calculate_rewards(*args), early=True)
-
-    def _rescore(self, batch: Any) -> Any:
-        return self._keep("_rescore", super()._rescore(batch), early=True)
-
-    def _credit(self, whole: Any, batch: Any) -> Any:
-        return self._keep("_credit", super()._credit(whole, batch), early=True)
-
-    def get_batch_samples(self, *args: Any) -> Any:
-        return self._keep("get_batch_samples", super().get_batch_samples(*args), early=True)
-
-    def _get_per_token_logps_and_entropies(self, *args: Any) -> Any:
-        result = super()._get_per_token_logps_and_entropies(*args)
-        return self._keep("_get_per_token_logps_and_entropies", result)
-
-    def _compute_loss(self, *args: Any) -> Any:
-        return self._keep("_compute_loss", super()._compute_loss(*args))
-
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        self.in_step = True
-        return self._keep("compute_loss", super().compute_loss(*args, **kwargs))
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        super().log(logs, start_time)
-        self._keep("log", dict(logs))
-
-
 @functools.cache
 def record_grpo() -> Mapping[str, Any]:
     """What left each room in one round: 2 prompts, 4 answers each, one optimizer step of two micro-batches."""
@@ -85,13 +49,14 @@ def record_grpo() -> Mapping[str, Any]:
             disable_tqdm=True, cpu_tuning="off", use_cpu=True, log_level="error", seed=7,
         )  # fmt: skip
         rows = [{"prompt": [{"role": "user", "content": prompt}], "answer": answer} for prompt, answer in PROMPTS]
-        trainer = RecordingTrainer(
+        witness = Witness()
+        trainer = watched(GRPOTrainer, witness)(
             make_model(0.0), [variety, named], config, ref_model=make_model(0.2), train_dataset=rows,
             processing_class=make_tokenizer(),
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return trainer.seen
+    return {**returned(witness), "log": first_log_line(trainer)}
 
 
 def _words(ids: Any) -> str:

@@ -14,6 +14,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from burnish import PolicyTrainer
+from burnish.trainers.witness import Witness
 from burnish.types import Mean
 
 TEMPLATE = (
@@ -44,6 +46,16 @@ def make_model(phase: float) -> LlamaForCausalLM:
                 sines = torch.sin(torch.arange(weight.numel(), dtype=torch.float64) * (1.7 + 0.1 * index) + phase)
                 weight.copy_(0.8 * sines.view_as(weight))
     return model
+
+
+def returned(witness: Witness) -> dict[str, Any]:
+    """What each room gave, by its name."""
+    return {crossing.room: crossing.returned for crossing in witness.crossings}
+
+
+def first_log_line(trainer: PolicyTrainer) -> dict[str, Any]:
+    """What was logged of the first step."""
+    return {name: value for name, value in trainer.state.log_history[0].items() if name != "step"}
 
 
 def number(value: float) -> str:

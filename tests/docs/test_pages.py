@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import re
 import sys
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import TrainingArguments
 
-from burnish import DPOConfig, GRPOConfig, KTOConfig, PPOConfig, SFTConfig
+from burnish import DPOConfig, GRPOConfig, KTOConfig, PPOConfig, SFTConfig, types
 from burnish.compat import (
     GRPO_ALIASES,
     PPO_ALIASES,
@@ -23,11 +24,15 @@ from burnish.compat import (
     UNBUILT_SFT,
 )
 from burnish.data.report import COUNTS
+from burnish.losses import aggregations, divergences
 from burnish.metrics import EXPLANATIONS, explain
 from burnish.models.head import STATISTICS
+from burnish.report.parcels import letters_of
 from burnish.rewards.catalog import reward_functions
 from burnish.trainers.config import REFUSED
 from burnish.trainers.persistence import FREE_OPTIONS, FREE_PREFIXES
+from burnish.types import PAIR_UNITS
+from conftest import TABLES
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from answer_tables import TRL_KTO_FIELDS, TRL_SFT_FIELDS
@@ -209,9 +214,32 @@ def test_every_option_of_sft_and_kto_is_listed():
         assert {field.name for field in fields(config)} <= own | others
 
 
+def test_glossary_has_every_letter_unit_and_kind():
+    """Letters of the shapes of parcels, units of losses, kinds of tables, and the words of the conventions."""
+    text = read("glossary.md")
+    letters = {letter for name in types.__all__ for letter in re.findall(r"\b[A-Z]\b", _shapes(vars(types)[name]))}
+    assert {"P", "N", "M", "L", "T", "F", "H"} <= letters
+    assert not [letter for letter in letters if f"| **{letter}** |" not in text]
+    words = set(table("glossary.md", "| word | meaning |"))
+    kinds = {rows.kind for rows in TABLES} | {divergences.kind, aggregations.kind}
+    assert kinds - words <= {"advantage", "reward", "reward function"}  # in the plural there
+    assert not [unit for unit in (*PAIR_UNITS, "row", "token", "supervised_token") if unit not in text]
+
+
+def _shapes(parcel: Any) -> str:
+    return " ".join(letters_of(part.type) for part in fields(parcel)) if is_dataclass(parcel) else ""
+
+
 def test_every_metric_is_explained_and_read():
     assert list(table("metrics.md", "| metric | what it is |")) == list(EXPLANATIONS)
     assert set(table("metrics.md", "| metric | normal | a bad curve | what to do |")) == set(EXPLANATIONS)
+
+
+def test_every_metric_has_all_that_its_row_promises():
+    """What is normal, what is bad and what to do, and none of it by pointing at the line above."""
+    for name, cells in table("metrics.md", "| metric | normal | a bad curve | what to do |").items():
+        assert all(cells), f"{name} has an empty cell"
+        assert not [cell for cell in cells if re.match(r"as (above|there)\b", cell)], name
 
 
 def test_every_metric_of_trl_is_listed():

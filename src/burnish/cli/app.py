@@ -135,6 +135,24 @@ def preview(
 
 
 @app.command()
+def trace(
+    config: Config,
+    overrides: Overrides = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page to this file.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Run one micro-batch and show what crosses each wall: shapes, types, first values. Nothing is saved."""
+    with shown_to_user(debug=debug):
+        runfile = load_runfile(config, overrides or [])
+        from burnish.cli.trace import show, trace_run, write_page
+
+        seen = trace_run(runfile)
+        if html is not None:
+            write_page(seen, html)
+        show(seen, html=html)
+
+
+@app.command()
 def rewards(
     config: Config,
     overrides: Overrides = None,

@@ -60,21 +60,13 @@ def run(runfile: RunFile, *, resume: bool = False, console: Console | None = Non
     """
     console = console or Console()
     method = METHODS[runfile.method]
-    make_config, make_trainer = load(method)
+    make_config, trainer_class = load(method)
     args = make_config(**with_functions(runfile.training))
     run_dir = Path(str(args.output_dir))
     if not resume and not args.overwrite_output_dir:
         _refuse_occupied(run_dir)
     train_rows, held_out = load_data(runfile, args)
-    trainer = make_trainer(
-        runfile.model,
-        args=args,
-        **({"reward_funcs": reward_functions(runfile.rewards)} if method.draws_answers else {}),
-        **({"ref_model": runfile.ref_model} if method.takes_reference else {}),
-        train_dataset=train_rows,
-        eval_dataset=held_out,
-        peft_config=runfile.peft,
-    )
+    trainer = make_trainer(runfile, args, trainer_class, train_rows=train_rows, held_out=held_out)
     trainer.run_file = {name: value for name, value in runfile.as_dict().items() if name != "training"}
     if method.draws_answers:
         trainer.round_report.console = console
@@ -95,6 +87,20 @@ def run(runfile: RunFile, *, resume: bool = False, console: Console | None = Non
             commands = next_commands(run_dir, runfile.method, num_steps=trainer.state.max_steps)
             console.print(final_table(outcome.before, outcome.after, outcome.samples, run_dir, commands), crop=False)
     return outcome
+
+
+def make_trainer(runfile: RunFile, args: Any, trainer_class: Any, *, train_rows: Any, held_out: Any = None) -> Any:
+    """The trainer of a run file, with its model, rewards and reference; `trainer_class` is the method's, or of it."""
+    method = METHODS[runfile.method]
+    return trainer_class(
+        runfile.model,
+        args=args,
+        **({"reward_funcs": reward_functions(runfile.rewards)} if method.draws_answers else {}),
+        **({"ref_model": runfile.ref_model} if method.takes_reference else {}),
+        train_dataset=train_rows,
+        eval_dataset=held_out,
+        peft_config=runfile.peft,
+    )
 
 
 def take_samples(runfile: RunFile, trainer: Any, rows: Dataset) -> Samples:

@@ -193,6 +193,7 @@ class OnlineTrainer(PromptEvaluationMixin, PolicyTrainer, ABC):
         return [parcel.to(device) for parcel in self.queue.take()]
 
     def _next_round(self) -> list[list[RolloutBatch]]:
+        """A round, cut into optimizer steps and these into micro-batches."""
         batch = self._generate_and_score_completions(self._draw_prompts(self.plan.prompts_per_process))
         return [
             [batch.take(torch.tensor(rows, device=self.args.device)) for rows in step] for step in cut_rows(self.plan)

@@ -24,7 +24,7 @@ from burnish.trainers.policy_terms import bind_objective, policy_tokens
 from burnish.trainers.reference_options import choose_reference
 from burnish.trainers.rescoring import Rescoring, mean_of_tokens
 from burnish.trainers.selfcheck import check_on_policy
-from burnish.types import LossOutput, Mean, RolloutBatch, Term, TokenBatch, TokenStats
+from burnish.types import LossOutput, Mean, PolicyTokens, RolloutBatch, Term, TokenBatch, TokenStats
 
 if TYPE_CHECKING:
     from torch import nn
@@ -132,9 +132,13 @@ class PolicyGradientTrainer(OnlineTrainer, ABC):
         self.metric_buffer.add(metrics)
         return scored
 
+    def _policy_tokens(self, stats: TokenStats, batch: RolloutBatch) -> PolicyTokens:
+        """All that a policy loss sees of a micro-batch."""
+        return policy_tokens(stats, batch)
+
     def _policy_terms(self, stats: TokenStats, batch: RolloutBatch) -> tuple[tuple[Term, ...], dict[str, Mean]]:
         """Policy loss, KL, entropy bonus and load balancing of one micro-batch, and their metrics."""
-        tokens = policy_tokens(stats, batch)
+        tokens = self._policy_tokens(stats, batch)
         keep = self.rescoring.kept(tokens, batch)
         terms, metrics = self.objective.terms(
             tokens, ref_logps=batch.ref_logps, keep=keep, entropy_coef=self.entropy_coef
