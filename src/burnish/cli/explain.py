@@ -18,7 +18,7 @@ from burnish.cli.template import OF_METHOD
 from burnish.cli.validate import load_schema
 from burnish.metrics import EXPLANATIONS
 from burnish.metrics import explain as explain_metric
-from burnish.registry import closest
+from burnish.registry import closest, load_plugins, origin
 
 if TYPE_CHECKING:
     from burnish.registry import Entry, Table
@@ -62,6 +62,7 @@ def explain(name: str) -> str:
     Raises:
         ValueError: nothing has it; the message says what comes near.
     """
+    load_plugins()
     passages = list(_passages(name))
     if not passages:
         known = {*METHODS, *EXPLANATIONS, *(row for home in HOMES for row in home.load())}
@@ -70,7 +71,8 @@ def explain(name: str) -> str:
 
 
 def catalogue() -> str:
-    """The names of all methods and rows of tables, kind by kind."""
+    """The names of all methods and rows of tables, kind by kind, those of installed packages as well."""
+    load_plugins()
     kinds = {"methods": list(METHODS)} | {_several(table): list(table) for table in map(Home.load, HOMES)}
     passages = [
         textwrap.fill(f"{kind}: {', '.join(names)}", 110, subsequent_indent="  ") for kind, names in kinds.items()
@@ -139,6 +141,8 @@ def _row(table: Table[..., Any], entry: Entry[..., Any], key: str) -> str:
             for name, default in entry.hyper_parameters.items()
         )
         parts.append(f"Hyper-parameters, options of the same name or loss_kwargs: {', '.join(values)}.")
+    if (place := origin(entry.function)) is not None:
+        parts.append(f"From: {place}")
     if entry.paper is not None:
         parts.append(f"Paper: {PAPER}{entry.paper}")
     return "\n\n".join(parts)
