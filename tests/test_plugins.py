@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from burnish.cli.explain import explain
+from burnish.cli.runfile import examine
 from burnish.losses import preference_losses
 from burnish.registry import has_plugins, load_plugins, origin
 
@@ -83,3 +84,14 @@ def test_a_plugin_that_takes_a_name_of_the_library_is_one_that_fails(folder):
     with pytest.warns(UserWarning, match="preference loss 'sigmoid' is registered already"):
         load_plugins()
     assert origin(preference_losses["sigmoid"].function) is None
+
+
+def test_a_run_file_may_name_a_row_of_an_installed_package(folder):
+    install(folder, "far-losses", "losses_of_far", LOSS)
+    (folder / "rows.jsonl").write_text("{}\n")
+    (folder / "run.yaml").write_text(
+        f"model: smollm2-135m\ndata: {{train: {folder}/rows.jsonl}}\ntraining: {{loss_type: far_apart, beta: 0.2}}\n"
+    )
+    assert examine(folder / "run.yaml").problems == ()
+    (wrong,) = examine(folder / "run.yaml", ["loss_type=farapart"]).problems
+    assert "did you mean 'far_apart'" in wrong

@@ -204,6 +204,12 @@ def load_plugins() -> tuple[Plugin, ...]:
     return tuple(found)
 
 
+def loaded_plugins() -> tuple[Plugin, ...]:
+    """Those that `load_plugins` has imported so far."""
+    is_loaded = load_plugins.cache_info().currsize > 0
+    return tuple(plugin for plugin in load_plugins() if not plugin.problem) if is_loaded else ()
+
+
 def origin(function: Callable[..., Any]) -> str | None:
     """Where a function of a table comes from, if it is not the library's own: its module, and the package of that."""
     module = function.__module__

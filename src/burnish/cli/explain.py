@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from burnish.cli.methods import METHODS, load, load_losses
-from burnish.cli.template import OF_METHOD
-from burnish.cli.validate import load_schema
+from burnish.cli.methods import METHODS, find, load, method_named
+from burnish.cli.template import options_of
+from burnish.cli.validate import is_function_name, load_schema, own_method_problem, training_schema
 from burnish.metrics import EXPLANATIONS
 from burnish.metrics import explain as explain_metric
 from burnish.registry import closest, load_plugins, origin
@@ -81,7 +81,9 @@ def catalogue() -> str:
 
 
 def _passages(name: str) -> Iterator[str]:
-    if name in METHODS:
+    if is_function_name(name) and (problem := own_method_problem(name)) is not None:
+        raise ValueError(problem)
+    if find(name) is not None:
         yield _method(name)
     for home in HOMES:
         table = home.load()
@@ -99,15 +101,16 @@ def _passages(name: str) -> Iterator[str]:
 
 def _method(name: str) -> str:
     """Rooms, classes, losses and the options that matter of a method."""
-    config, trainer = load(METHODS[name])
+    config, trainer = load(method_named(name))
+    losses = [] if trainer.loss_table is None else [f"Losses (loss_type): {', '.join(trainer.loss_table)}"]
     return "\n\n".join(
         [
             f"{name}: a method. {trainer.__name__}(model, args={config.__name__}(...), ...)",
             *_rooms(trainer),
             inspect.getdoc(trainer) or "",
-            _wrapped(f"Losses (loss_type): {', '.join(load_losses(METHODS[name]))}"),
+            *map(_wrapped, losses),
             f"Options that matter most; all of them: burnish init {name} --all",
-            "\n".join(_wrapped("  " + _option(name, option), indent=6) for option in OF_METHOD[name]),
+            "\n".join(_wrapped("  " + _option(name, option), indent=6) for option in options_of(name)),
         ]
     )
 
@@ -159,7 +162,7 @@ def _operands(entry: Entry[..., Any]) -> str:
 
 def _option(method: str, name: str) -> str:
     """An option's default and sentence."""
-    found = load_schema()["$defs"][method]["properties"][name]
+    found = training_schema({"method": method})["properties"][name]
     return f"{name} = {json.dumps(found.get('default'))}: {found['description']}"
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
-from burnish.cli.methods import METHODS
+from burnish.cli.methods import method_named
 from burnish.cli.runfile import RunFile
 from burnish.models.adapter_summary import adapter_line
 from burnish.models.adapters import plain_model
@@ -26,13 +27,13 @@ def plan_lines(runfile: RunFile, trainer: DPOTrainer, state: TrainerState) -> li
     """Model, reference, data, steps, settings of the CPU and run directory of a run that is about to begin."""
     args, model = trainer.args, trainer.policy
     reports = list(trainer.data_reports.values())
-    method = METHODS[runfile.method]
-    objective = _rollout_lines if method.draws_answers else _preference_lines
+    method = method_named(runfile.method)
+    objective = _rollout_lines if method.draws_answers else partial(_row_lines, row_kind=method.row_kind)
     lines = [
         f"{runfile.method} on {runfile.model}: {type(plain_model(model)).__name__}, "
         f"{model.num_parameters():,} parameters, {_name_of(model.dtype)} on {args.device}{_precision(args)}",
         *filter(None, [adapter_line(model)]),
-        *([f"reference: {trainer.reference.description}"] if method.takes_reference else []),
+        *([f"reference: {reference.description}"] if (reference := vars(trainer).get("reference")) else []),
         *(line for report in reports for line in report.lines()),
         *(trainer.mixture.lines() if trainer.mixture is not None else ()),
         *objective(trainer, state),
@@ -52,7 +53,7 @@ def _rollout_lines(trainer: Any, state: TrainerState) -> list[str]:
     weights = [f"{weight:g} {name}" if weight != 1 else name for name, weight in named]
     return [
         f"rewards: {' + '.join(weights)}; an answer is right from {args.solved_reward:g} on",
-        f"loss: {_losses([args.loss_type], None)}; learning rate {args.learning_rate:g}, "
+        f"loss: {_loss(trainer)}; learning rate {args.learning_rate:g}, "
         f"{_name(args.lr_scheduler_type)}",
         *trainer.objective_lines(),
         f"{trainer.plan.describe(num_steps=state.max_steps)}; at most {sampling.max_new_tokens} tokens an answer, "
@@ -60,17 +61,18 @@ def _rollout_lines(trainer: Any, state: TrainerState) -> list[str]:
     ]
 
 
-def _preference_lines(trainer: Any, state: TrainerState) -> list[str]:
+def _row_lines(trainer: Any, state: TrainerState, *, row_kind: str) -> list[str]:
     """Loss, and the arithmetic of a step."""
     args = trainer.args
     factors = [f", {name} {value:g}" for name in SHOWN_FACTORS if (value := vars(args).get(name))]
     return [
-        f"loss: {_losses(args.loss_type, args.loss_weights)}{''.join(factors)}; learning rate {args.learning_rate:g}, "
+        f"loss: {_loss(trainer)}{''.join(factors)}; learning rate {args.learning_rate:g}, "
         f"{_name(args.lr_scheduler_type)}",
         steps_line(
             num_steps=state.max_steps,
             done=state.global_step,
-            pairs=args.per_device_train_batch_size,
+            rows=args.per_device_train_batch_size,
+            unit="pair" if row_kind == "preferences" else "row",
             micro_batches=args.gradient_accumulation_steps,
             processes=args.world_size,
             num_rows=len(trainer.train_dataset) if isinstance(trainer.train_dataset, Dataset) else 0,
@@ -90,23 +92,34 @@ def _repeated_reference(trainer: DPOTrainer, state: TrainerState) -> list[str]:
     ]
 
 
-def steps_line(*, num_steps: int, done: int, pairs: int, micro_batches: int, processes: int, num_rows: int) -> str:
+def steps_line(
+    *, num_steps: int, done: int, rows: int, micro_batches: int, processes: int, num_rows: int, unit: str = "pair"
+) -> str:
     """The arithmetic of the steps.
 
-    >>> steps_line(num_steps=30, done=0, pairs=8, micro_batches=2, processes=1, num_rows=320)
+    >>> steps_line(num_steps=30, done=0, rows=8, micro_batches=2, processes=1, num_rows=320)
     '30 steps, 1.5 passes over 320 rows: 8 pairs x 2 micro-batches x 1 process = 16 pairs a step'
     """
-    each = pairs * micro_batches * processes
+    each = rows * micro_batches * processes
     what = _count(num_steps, "step") if not done else f"steps {done + 1} to {num_steps}"
     passes = f", {num_steps * each / num_rows:.3g} passes over {num_rows} rows" if num_rows else ""
-    terms = (_count(pairs, "pair"), _count(micro_batches, "micro-batch"), _count(processes, "process"))
-    return f"{what}{passes}: {' x '.join(terms)} = {_count(each, 'pair')} a step"
+    terms = (_count(rows, unit), _count(micro_batches, "micro-batch"), _count(processes, "process"))
+    return f"{what}{passes}: {' x '.join(terms)} = {_count(each, unit)} a step"
 
 
 def _count(number: int, noun: str) -> str:
     if number == 1:
         return f"1 {noun}"
     return f"{number} {noun}es" if noun.endswith(("s", "ch")) else f"{number} {noun}s"
+
+
+def _loss(trainer: Any) -> str:
+    """The losses of the table that were chosen; else the trainer, which defines its own."""
+    options = vars(trainer.args)
+    if "loss_type" not in options or trainer.loss_table is None:
+        return type(trainer).__name__
+    given = options["loss_type"]
+    return _losses(given if isinstance(given, list) else [given], options.get("loss_weights"))
 
 
 def _losses(losses: Sequence[Any], weights: Sequence[float] | None) -> str:

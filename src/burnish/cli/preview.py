@@ -13,8 +13,9 @@ from datasets.utils.logging import disable_progress_bar
 from rich.console import Console
 from rich.text import Text
 
-from burnish.cli.methods import METHODS, load
-from burnish.cli.run import load_data, rows_by_source, with_functions
+from burnish.cli.functions import with_functions
+from burnish.cli.methods import load, method_named
+from burnish.cli.run import load_data, rows_by_source
 from burnish.cli.runfile import RunFile
 from burnish.data.errors import BadRow, BadRowsError
 from burnish.data.prompts import prepare_prompts
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from burnish.types import TokenBatch
 
 ROW_ID = "row_id"
+ROW_KINDS = ("preferences", "prompts")
 MAX_ROWS = NUM_LISTED_BAD_ROWS  # each of them may be bad, and is then told
 Choice = Callable[[int], list[int]]
 
@@ -100,7 +102,8 @@ def preview_rows(runfile: RunFile, choose: Choice) -> Preview:
         ValueError: a row that is not there, or an option that is not allowed.
     """
     disable_progress_bar()
-    make_config, _ = load(METHODS[runfile.method])
+    method = method_named(runfile.method)
+    make_config, _ = load(method)
     args = make_config(**with_functions(runfile.training))
     sources = rows_by_source(load_data(runfile, args)[0])
     chosen = {name: choose(len(rows)) for name, rows in sources.items()}
@@ -113,7 +116,9 @@ def preview_rows(runfile: RunFile, choose: Choice) -> Preview:
         init_kwargs=init_kwargs_of(args),
     )
     options = {"processing_class": processing_class, "args": args, "end_token_ids": end_token_ids, "name": "these rows"}
-    if METHODS[runfile.method].draws_answers:
+    if method.row_kind not in ROW_KINDS:
+        raise ValueError(f"the rows of {runfile.method} are {method.row_kind}, which only its trainer knows to prepare")
+    if method.draws_answers:
         look = partial(_look_at_prompts, tokenizer=tokenizer, args=args)
     else:
         collate = make_collator(processing_class, args, end_token_ids=end_token_ids)

@@ -16,6 +16,7 @@ import torch
 from burnish.compat import UNBUILT_DPO, accept_trl_fields
 from burnish.losses.auxiliary import load_balancing
 from burnish.losses.pairing import pair_logps, wpo_weights
+from burnish.losses.preference import preference_losses
 from burnish.models.forward import forward
 from burnish.models.introspect import router_aux_loss_coef
 from burnish.models.refcache import Precomputed
@@ -97,6 +98,7 @@ class DPOTrainer(SamplingMixin, PolicyTrainer):
     """
 
     config_class = DPOConfig
+    loss_table = preference_losses
     args: DPOConfig
 
     def __init__(

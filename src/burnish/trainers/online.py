@@ -58,6 +58,7 @@ class OnlineTrainer(PromptEvaluationMixin, PolicyTrainer, ABC):
     """
 
     config_class = OnlineConfig
+    row_kind = "prompts"
     args: OnlineConfig
     advantage: str = "group"  # a row of the table; a subclass may read an option instead
 
@@ -110,6 +111,10 @@ class OnlineTrainer(PromptEvaluationMixin, PolicyTrainer, ABC):
     def bind_advantage(self, options: Any) -> Entry[Any, Tensor]:
         """The function that `_credit` makes advantages with, its hyper-parameters bound."""
         return advantages.bind([self.advantage_choice(options)], options)[0]
+
+    def objective_lines(self) -> list[str]:
+        """How rewards become advantages, and what to watch, for a person."""
+        return [f"advantage {self.credit_entry.name}"]
 
     # What prompts are.
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from burnish.losses.auxiliary import load_balancing
+from burnish.losses.policy import policy_losses
 from burnish.models.forward import forward
 from burnish.models.introspect import router_aux_loss_coef
 from burnish.models.reference import ModelReference
@@ -42,14 +43,14 @@ class KLUse:
     Attributes:
         option: what the coefficient is called.
         coefficient: 0: there is no reference.
-        estimator: a name of the table.
+        estimator: a name of the table, or a callable.
         in_reward: taken off the rewards, instead of added to the loss.
         correct: multiplied by the ratio in the loss.
     """
 
     option: str
     coefficient: float
-    estimator: str
+    estimator: Any
     in_reward: bool
     correct: bool
 
@@ -64,6 +65,7 @@ class PolicyGradientTrainer(OnlineTrainer, ABC):
             taken now.
     """
 
+    loss_table = policy_losses
     args: Any
     first_policy_step: int = 0  # the policy rests before it
 
