@@ -167,7 +167,7 @@ def test_functions_of_an_online_trainer(folder, tmp_path):
         ("trainers_of_this_test:squared", "is a function, and no trainer. Allowed: a subclass of PolicyTrainer"),
         ("trainers_of_this_test:Loner", "is a class, and no trainer"),
         ("trainers_of_this_test:HalfTrainer", "does not define loss: def loss(self, model, batch)"),
-        ("trainers of this test", "Allowed: one of \"dpo\""),
+        ("trainers of this test", 'Allowed: one of "dpo"'),
         ("dqo", "did you mean 'dpo'"),
     ],
 )

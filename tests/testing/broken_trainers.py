@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, softplus
 
 from burnish import (
     DPOTrainer,
@@ -106,7 +106,7 @@ class Uphill(LeadTrainer):
     def loss(self, model: Any, batch: PreferenceBatch) -> LossOutput:
         """The value grows where the gradient says that it falls."""
         lead = self.lead(model, batch)
-        return LossOutput.of(2 * logsigmoid(lead).detach() * lead / lead.detach() + lead - lead.detach(), per="pair")
+        return LossOutput.of(softplus(lead).detach() - lead + lead.detach(), per="pair")
 
 
 class Forgetful(LeadTrainer):

@@ -78,7 +78,7 @@ def test_a_class_of_a_script_is_told_what_to_do():
     class Local(broken.LeadTrainer):
         """Another process cannot import it."""
 
-    with pytest.raises(ContractError, match="define it at the top of a module that is no script, or .* processes=1"):
+    with pytest.raises(ContractError, match=r"define it at the top of a module that is no script, or .* processes=1"):
         assert_trainer_contract(Local, without=[law.name for law in LAWS if law.name != "several processes"])
 
 

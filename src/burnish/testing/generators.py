@@ -206,8 +206,8 @@ def _chi_square(counts: dict[tuple[int, ...], int], cells: dict[tuple[int, ...],
         return ""
     worst = max(large, key=lambda cell: abs(counts.get(cell, 0) - large[cell]) / large[cell] ** 0.5)
     return (
-        f"of {total} answers {counts.get(worst, 0)} begin with the tokens {list(worst)}, and the model's softmax expects "
-        f"{large[worst]:.0f}; a sound generator has such draws with probability {chance:.1e}"
+        f"of {total} answers {counts.get(worst, 0)} begin with the tokens {list(worst)}, and the model's softmax "
+        f"expects {large[worst]:.0f}; a sound generator has such draws with probability {chance:.1e}"
     )
 
 
@@ -251,8 +251,8 @@ def _greedy(engine: Engine, draw: Draw) -> str:
         if bool((gap > LOGP_TOLERANCE).any()):
             token = int((gap > LOGP_TOLERANCE).nonzero()[0])
             return (
-                f"at temperature 0 token {token} of answer {place} is {int(answer.token_ids[token])}, and the likeliest "
-                f"is {int(logps[token].argmax())}"
+                f"at temperature 0 token {token} of answer {place} is {int(answer.token_ids[token])}, and the "
+                f"likeliest is {int(logps[token].argmax())}"
             )
     return ""
 

@@ -21,9 +21,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Sixteen words, one token each."""
     words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<pad>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="<end>", chat_template=TEMPLATE
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<end>", chat_template=TEMPLATE)
 
 
 def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float64, *, spread: float = 0.4) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ def _descends(trial: Trial, case: Case) -> str:
     with torch.no_grad():
         for weight, gradient in zip(trained, gradients, strict=True):
             if gradient is not None:
-                weight -= STEP / length * gradient
+                weight.sub_(gradient, alpha=STEP / length)
         after = loss()
     if float(after) > float(before) + 1e-10 * max(abs(float(before)), 1.0):
         return f"a small step down the gradient takes the loss of the same rows from {before:.9f} up to {after:.9f}"
@@ -133,7 +134,7 @@ def _extremes(trial: Trial, case: Case) -> str:
     model = trial.make_model(0, torch.float32)
     with torch.no_grad():
         for weight in model.parameters():
-            weight *= LARGE if weight.dim() > 1 else 1.0
+            weight.mul_(LARGE if weight.dim() > 1 else 1.0)
     trainer: Any = trial.make(case, model=model, dtype=torch.float32)
     gradient = _gradient(trainer)
     if not bool(gradient.isfinite().all()) or trainer.guard.num_skipped.value:
@@ -159,10 +160,8 @@ def _resume(trial: Trial, case: Case) -> str:
     whole.train()
     first = trial.make(case, **options)
     first.add_callback(StopAfter(3))
-    try:
+    with suppress(KeyboardInterrupt):
         first.train()
-    except KeyboardInterrupt:
-        pass
     second = trial.make(case, output_dir=first.args.output_dir, **options)
     second.train(resume_from_checkpoint=True)
     return _unequal(

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from burnish.models.divergence import Teacher
+    from burnish.models.reference import ModelReference
 
 
 @accept_trl_fields(UNBUILT_DPO)
@@ -90,9 +91,10 @@ class DPOTrainer(SamplingMixin, PolicyTrainer):
     Arguments as in `PolicyTrainer`, and:
 
     Args:
-        ref_model: the reference policy, a model or a name. If None: the data set's `ref_chosen_logps` and
-            `ref_rejected_logps` where it has them; the policy without its new adapter, or a copy of the adapter that
-            it came with; else a frozen copy of the policy, taken now. Losses that read no reference have none.
+        ref_model: the reference policy, a model, a name, or a `ModelReference`. If None: the data set's
+            `ref_chosen_logps` and `ref_rejected_logps` where it has them; the policy without its new adapter, or a copy
+            of the adapter that it came with; else a frozen copy of the policy, taken now. Losses that read no reference
+            have none.
 
     Source: Rafailov et al., "Direct Preference Optimization" (2305.18290).
     """
@@ -106,7 +108,7 @@ class DPOTrainer(SamplingMixin, PolicyTrainer):
         model: str | PreTrainedModel | PeftModel,
         args: DPOConfig | None = None,
         *,
-        ref_model: str | PreTrainedModel | PeftModel | None = None,
+        ref_model: str | PreTrainedModel | PeftModel | ModelReference | None = None,
         **kwargs: Any,
     ) -> None:
         options = self.checked_args(args)

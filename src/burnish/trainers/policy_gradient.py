@@ -61,8 +61,8 @@ class PolicyGradientTrainer(OnlineTrainer, ABC):
     Arguments as in `OnlineTrainer`, and:
 
     Args:
-        ref_model: the reference policy, a model or a name; if the KL is used and None, a frozen copy of the policy,
-            taken now.
+        ref_model: the reference policy, a model, a name, or a `ModelReference`; if the KL is used and None, a frozen
+            copy of the policy, taken now.
     """
 
     loss_table = policy_losses
@@ -75,7 +75,7 @@ class PolicyGradientTrainer(OnlineTrainer, ABC):
         reward_funcs: Any = None,
         args: Any = None,
         *,
-        ref_model: str | PreTrainedModel | None = None,
+        ref_model: str | PreTrainedModel | ModelReference | None = None,
         **kwargs: Any,
     ) -> None:
         options = self.checked_args(args)
