@@ -28,7 +28,6 @@ from burnish.models.moving import (
 from burnish.models.refcache import StartingPolicy
 from burnish.models.reference import (
     FromColumns,
-    FrozenModel,
     ModelReference,
     NoReference,
     Reference,
