@@ -83,8 +83,11 @@ def test_a_class_of_a_script_is_told_what_to_do():
 
 
 def test_wrong_arguments_are_named():
-    class Other(broken.LeadTrainer):
+    class Poems(broken.LeadConfig):
         row_kind = "poems"
+
+    class Other(broken.LeadTrainer):
+        config_class = Poems
 
     with pytest.raises(ValueError, match="there is no law 'exact resum', did you mean 'exact resume'"):
         assert_trainer_contract(broken.LeadTrainer, without=["exact resum"])

@@ -89,7 +89,7 @@ def check_sources(
         "preferences": partial(check_preferences, rules=rules),
         "prompts": partial(_check_prompts, document=document),
     }
-    read = readers.get(method.row_kind)  # None: only the trainer knows what its rows are
+    read = readers.get(method.reads)  # None: only the trainer knows what its rows are
     keys = {".".join(map(str, path)): source for path, source in data_sources(data)}
     return [_check_source(key, source, read, drops=drops) for key, source in keys.items() if key not in broken]
 

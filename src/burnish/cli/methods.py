@@ -36,9 +36,9 @@ class Method:
         return training_schema({"method": self.name})["x-facts"]
 
     @property
-    def row_kind(self) -> str:
+    def reads(self) -> str:
         """What its rows are: preferences, prompts, or a kind that only its trainer knows."""
-        return self.facts["row_kind"]
+        return self.facts["reads"]
 
     @property
     def draws_answers(self) -> bool:

@@ -28,7 +28,8 @@ def plan_lines(runfile: RunFile, trainer: DPOTrainer, state: TrainerState) -> li
     args, model = trainer.args, trainer.policy
     reports = list(trainer.data_reports.values())
     method = method_named(runfile.method)
-    objective = _rollout_lines if method.draws_answers else partial(_row_lines, row_kind=method.row_kind)
+    unit = "pair" if method.reads == "preferences" else "row"
+    objective = _rollout_lines if method.draws_answers else partial(_row_lines, unit=unit)
     lines = [
         f"{runfile.method} on {runfile.model}: {type(plain_model(model)).__name__}, "
         f"{model.num_parameters():,} parameters, {_name_of(model.dtype)} on {args.device}{_precision(args)}",
@@ -60,7 +61,7 @@ def _rollout_lines(trainer: Any, state: TrainerState) -> list[str]:
     ]
 
 
-def _row_lines(trainer: Any, state: TrainerState, *, row_kind: str) -> list[str]:
+def _row_lines(trainer: Any, state: TrainerState, *, unit: str) -> list[str]:
     """Loss, and the arithmetic of a step."""
     args = trainer.args
     factors = [f", {name} {value:g}" for name in SHOWN_FACTORS if (value := vars(args).get(name))]
@@ -70,8 +71,8 @@ def _row_lines(trainer: Any, state: TrainerState, *, row_kind: str) -> list[str]
         steps_line(
             num_steps=state.max_steps,
             done=state.global_step,
-            rows=args.per_device_train_batch_size,
-            unit="pair" if row_kind == "preferences" else "row",
+            pairs=args.per_device_train_batch_size,
+            unit=unit,
             micro_batches=args.gradient_accumulation_steps,
             processes=args.world_size,
             num_rows=len(trainer.train_dataset) if isinstance(trainer.train_dataset, Dataset) else 0,
@@ -92,17 +93,17 @@ def _repeated_reference(trainer: DPOTrainer, state: TrainerState) -> list[str]:
 
 
 def steps_line(
-    *, num_steps: int, done: int, rows: int, micro_batches: int, processes: int, num_rows: int, unit: str = "pair"
+    *, num_steps: int, done: int, pairs: int, micro_batches: int, processes: int, num_rows: int, unit: str = "pair"
 ) -> str:
-    """The arithmetic of the steps.
+    """The arithmetic of the steps; `pairs` counts the `unit` of a micro-batch.
 
-    >>> steps_line(num_steps=30, done=0, rows=8, micro_batches=2, processes=1, num_rows=320)
+    >>> steps_line(num_steps=30, done=0, pairs=8, micro_batches=2, processes=1, num_rows=320)
     '30 steps, 1.5 passes over 320 rows: 8 pairs x 2 micro-batches x 1 process = 16 pairs a step'
     """
-    each = rows * micro_batches * processes
+    each = pairs * micro_batches * processes
     what = _count(num_steps, "step") if not done else f"steps {done + 1} to {num_steps}"
     passes = f", {num_steps * each / num_rows:.3g} passes over {num_rows} rows" if num_rows else ""
-    terms = (_count(rows, unit), _count(micro_batches, "micro-batch"), _count(processes, "process"))
+    terms = (_count(pairs, unit), _count(micro_batches, "micro-batch"), _count(processes, "process"))
     return f"{what}{passes}: {' x '.join(terms)} = {_count(each, unit)} a step"
 
 

@@ -116,8 +116,8 @@ def preview_rows(runfile: RunFile, choose: Choice) -> Preview:
         init_kwargs=init_kwargs_of(args),
     )
     options = {"processing_class": processing_class, "args": args, "end_token_ids": end_token_ids, "name": "these rows"}
-    if method.row_kind not in ROW_KINDS:
-        raise ValueError(f"the rows of {runfile.method} are {method.row_kind}, which only its trainer knows to prepare")
+    if method.reads not in ROW_KINDS:
+        raise ValueError(f"the rows of {runfile.method} are {method.reads}, which only its trainer knows to prepare")
     if method.draws_answers:
         look = partial(_look_at_prompts, tokenizer=tokenizer, args=args)
     else:

@@ -200,7 +200,7 @@ def _data() -> dict[str, Any]:
 def facts_of(trainer: Any) -> dict[str, Any]:
     """What commands ask about a method, read off its trainer; see `Method`."""
     return {
-        "row_kind": trainer.row_kind,
+        "reads": trainer.config_class.row_kind,
         "draws_answers": issubclass(trainer, OnlineTrainer),
         "writes_answers": trainer.writes_answers,
         "takes_reference": "ref_model" in _keywords(trainer),

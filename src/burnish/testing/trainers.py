@@ -36,7 +36,8 @@ def assert_trainer_contract(
     Args:
         trainer: a subclass of `PolicyTrainer` or `OnlineTrainer`.
         options: of its configuration.
-        make_rows: (count) -> rows; if None, rows of the trainer's `row_kind`: preferences, prompts, supervised, judged.
+        make_rows: (count) -> rows; if None, rows of the kind that its
+            configuration reads (`row_kind`): preferences, prompts, supervised, judged.
         make_model: (seed, dtype) -> the model; if None, a tiny random one.
         make_keywords: -> further keywords of the constructor, made anew for each trainer.
         reward_funcs: of a trainer that draws its own answers.
@@ -51,16 +52,17 @@ def assert_trainer_contract(
     for name in without:
         if name not in names:
             raise ValueError(f"there is no law {name!r}{closest(name, names) or ';'} known: {', '.join(names)}")
-    if make_rows is None and trainer.row_kind not in ROWS:
+    kind = trainer.config_class.row_kind
+    if make_rows is None and kind not in ROWS:
         raise ValueError(
-            f"{trainer.__name__} reads rows of the kind {trainer.row_kind!r}, and there are made-up ones of "
+            f"{trainer.__name__} reads rows of the kind {kind!r}, and there are made-up ones of "
             f"{', '.join(ROWS)}: pass make_rows=, a function (count) -> list of rows"
         )
     with tempfile.TemporaryDirectory(prefix="burnish-contract-") as directory:
         trial = Trial(
             trainer=trainer,
             options=options or {},
-            make_rows=make_rows or ROWS[trainer.row_kind],
+            make_rows=make_rows or ROWS[kind],
             make_model=make_model,
             make_keywords=make_keywords,
             reward_funcs=reward_funcs,

@@ -76,7 +76,6 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, P
 
     loss_is_scaled_for_ga = True
     loss_table: ClassVar[Table[..., Any] | None] = None  # what `loss_type` names rows of
-    row_kind: ClassVar[str] = "preferences"  # what a run file's rows are: preferences, prompts, or a kind of your own
     writes_answers: ClassVar[bool] = True  # what is trained answers prompts; a reward model scores answers instead
     config_class: type[PolicyConfig] = PolicyConfig
     couples_rows = False

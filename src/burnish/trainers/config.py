@@ -98,12 +98,13 @@ class PolicyConfig(DataOptions):
     """Options of every trainer, on top of `transformers.TrainingArguments` and `DataOptions`.
 
     `options_set` holds the names of those that were given another value than their default. What a method does with
-    rows is no option: `keeps_template_end`, see `burnish.data.encode.train_tokens`, and `margin_from_scores`, see
-    `PreferenceCollator`.
+    rows is no option: `keeps_template_end`, see `burnish.data.encode.train_tokens`, `margin_from_scores`, see
+    `PreferenceCollator`, and `row_kind`, what they are: preferences, prompts, or a kind that only the trainer knows.
     """
 
     keeps_template_end = False
     margin_from_scores = True
+    row_kind = "preferences"
 
     output_dir: str | None = arg(None, "Run directory. Unset: a new one, runs/<method>-<date>-<time>.")
     overwrite_output_dir: bool = arg(

@@ -58,7 +58,6 @@ class OnlineTrainer(PromptEvaluationMixin, PolicyTrainer, ABC):
     """
 
     config_class = OnlineConfig
-    row_kind = "prompts"
     args: OnlineConfig
     advantage: str = "group"  # a row of the table; a subclass may read an option instead
 
