@@ -15,7 +15,10 @@ def native(model):
     return NativeGenerator(model, pad_token_id=0)
 
 
-@pytest.mark.parametrize("options", [{}, {"max_rows": 3}, {"packing": "on"}], ids=str)
+MORE = [pytest.param(options, marks=pytest.mark.gallery) for options in ({"max_rows": 3}, {"packing": "on"})]
+
+
+@pytest.mark.parametrize("options", [{}, *MORE], ids=str)
 def test_the_engine_keeps_the_laws(options):
     assert_generator_contract(lambda model: NativeGenerator(model, pad_token_id=0, **options), num_draws=800)
 
@@ -95,6 +98,7 @@ class Unversioned(Around):
         self.inner.update_policy(model, version=0)
 
 
+@pytest.mark.gallery
 @pytest.mark.parametrize(
     ("broken", "law", "words"),
     [
