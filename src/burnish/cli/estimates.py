@@ -254,12 +254,13 @@ def _has_reference(document: Mapping[str, Any], values: Mapping[str, Any], rows:
         return False
     if draws_answers(values):
         return (values.get("beta", values.get("kl_coef")) or 0) > 0
-    losses = values["loss_type"] if isinstance(values["loss_type"], list) else [values["loss_type"]]
-    reads_none = set(losses) <= set(training_schema(document).get("x-reference-free", ()))
+    given = values.get("loss_type")  # a trainer of the user's may define its loss itself
+    losses = given if isinstance(given, list) else [given]
+    reads_none = set(losses) <= set(training_schema(document)["x-reference-free"])
     has_columns = rows is not None and rows.has_reference
-    if values["reference_free"] or reads_none or has_columns:
+    if values.get("reference_free") or reads_none or has_columns:
         return False
-    return not values["precompute_ref_log_probs"] or document.get("ref_model") is not None
+    return not values.get("precompute_ref_log_probs") or document.get("ref_model") is not None
 
 
 def _weight_bytes(init_kwargs: Any) -> int:
