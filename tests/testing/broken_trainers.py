@@ -97,7 +97,7 @@ class Overflows(LeadTrainer):
     def loss(self, model: Any, batch: PreferenceBatch) -> LossOutput:
         """exp of the negative lead, of sums."""
         chosen, rejected = forward(model, batch).sequence_sum()[batch.pairs].unbind(-1)
-        return LossOutput.of(torch.exp(3 * (rejected - chosen).float()), per="pair")
+        return LossOutput.of(torch.exp(3 * (rejected - chosen)), per="pair")
 
 
 class Uphill(LeadTrainer):
