@@ -122,4 +122,4 @@ def test_the_case_is_shown():
     with pytest.raises(ContractError) as caught:
         assert_generator_contract(AlwaysStops)
     assert "  prompt of key 100: ids [4, 5, 6]" in str(caught.value)
-    assert "1 answers each" in str(caught.value)
+    assert "2 answers each" in str(caught.value)
