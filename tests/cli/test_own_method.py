@@ -186,7 +186,7 @@ def test_a_module_that_fails_is_named_with_its_error(folder):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"gama": 1.0}, "gama: is no known key, did you mean 'training.gamma'"),
+        ({"gama": 1.0}, "gama: is no known key, did you mean 'gamma'"),
         ({"gamma": "high"}, 'gamma: is "high", text'),
         ({"gamma": -1.0}, "MarginConfig refuses the options: gamma=-1.0; allowed: 0 or more"),
         ({"beta": 0.1}, "beta: is no known key"),
@@ -195,6 +195,11 @@ def test_a_module_that_fails_is_named_with_its_error(folder):
 )
 def test_options_are_those_of_its_configuration(folder, options, words):
     assert words in problems(folder, "trainers_of_this_test:MarginTrainer", **options)
+
+
+def test_the_ranges_of_its_options_are_its_own(folder):
+    """PPO has a `gamma` of at most 1."""
+    assert load_runfile(write(folder, training={"gamma": 3.5})).training["gamma"] == 3.5
 
 
 def test_keys_that_it_does_not_read_are_refused(folder):

@@ -224,15 +224,16 @@ def training_of(method: Method) -> dict[str, Any]:
     """The schema of `training` for a method, the library's or a user's."""
     config, trainer = load(method)
     hints = typing.get_type_hints(config)
-    lenient = {"is_lenient": method.name not in METHODS}
     options = [item for item in fields(config) if item.init]
-    properties = {item.name: _option(item, hints[item.name], **lenient) for item in options}
+    properties = {
+        item.name: _option(item, hints[item.name]) if is_known(item.name, config) else _own_option(item, hints)
+        for item in options
+    }
     losses: Any = {} if trainer.loss_table is None else trainer.loss_table
     if losses and "loss_type" in properties:
         properties["loss_type"] |= _loss_type(losses, several=isinstance(properties["loss_type"]["default"], list))
-    if properties.get("beta", {}).get("default") == 0:
-        properties["beta"] |= {"minimum": 0}
-        del properties["beta"]["exclusiveMinimum"]
+    if (beta := properties.get("beta", {})).get("default") == 0 and "exclusiveMinimum" in beta:
+        beta["minimum"] = beta.pop("exclusiveMinimum")
     if issubclass(config, RolloutOptions):
         properties["num_generations"]["minimum"] = config.fewest_generations
     if "judge" in properties:
@@ -283,13 +284,25 @@ def _known_type(annotation: Any) -> dict[str, Any]:
     return {"anyOf": sorted(kind["anyOf"], key=json.dumps)} if "anyOf" in kind else kind
 
 
-def _option(field: Field[Any], annotation: Any, *, is_lenient: bool = False) -> dict[str, Any]:
-    """Type, range, default and sentence of one option; for a refused one, what is left of it and why.
+def is_known(name: str, config: type) -> bool:
+    """An option of the library's or of transformers', and none that a user's configuration adds."""
+    bases = [base for base in config.__mro__ if base.__module__.split(".")[0] in ("burnish", "transformers")]
+    return any(name in inspect.get_annotations(base) for base in bases)
 
-    A lenient one may have a type that YAML does not know, and then takes any value.
-    """
+
+def _described(field: Field[Any]) -> dict[str, Any]:
     default = field.default if field.default is not MISSING else field.default_factory()  # pyright: ignore[reportCallIssue]
-    described = {"default": default, "description": " ".join(field.metadata.get("help", "").replace("%%", "%").split())}
+    return {"default": default, "description": " ".join(field.metadata.get("help", "").replace("%%", "%").split())}
+
+
+def _own_option(field: Field[Any], hints: Mapping[str, Any]) -> dict[str, Any]:
+    """Type, default and sentence of an option that a user adds; of a type that YAML does not know, any value."""
+    return {**_known_type(hints[field.name]), **_described(field)}
+
+
+def _option(field: Field[Any], annotation: Any) -> dict[str, Any]:
+    """Type, range, default and sentence of one option; for a refused one, what is left of it and why."""
+    described = _described(field)
     if field.name in REFUSED:
         allowed, reason = REFUSED[field.name]
         return {"enum": list(dict.fromkeys(allowed)), "x-refused": reason, **described}
@@ -298,7 +311,7 @@ def _option(field: Field[Any], annotation: Any, *, is_lenient: bool = False) -> 
     if field.name in NAMED:
         names = {"enum": list(NAMED[field.name])}
         return {**({"anyOf": [names, FUNCTION]} if field.name in TAKE_FUNCTIONS else names), **described}
-    kind = _known_type(annotation) if is_lenient else type_schema(annotation)
+    kind = type_schema(annotation)
     for variant in kind.get("anyOf", [kind]):
         if variant.get("type") in ("integer", "number"):
             variant.update(RANGES.get(field.name, {}))
