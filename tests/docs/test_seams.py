@@ -70,8 +70,8 @@ PARCELS = {
     "turn_index extra is_filler advantages old_logps ref_logps sampler_logps importance_weights policy_mask values "
     "returns bootstrap_value temperature",
     "TokenStats": "logps mask entropy hidden extra aux_loss",
-    "PairLogps": "chosen rejected ref_chosen ref_rejected chosen_length rejected_length chosen_row margin weight "
-    "chosen_kl rejected_kl chosen_score rejected_score",
+    "PairLogps": "chosen rejected ref_chosen ref_rejected chosen_length rejected_length chosen_row margin "
+    "chosen_kl rejected_kl weight",
     "PolicyTokens": "logps old_logps advantages mask log_ratio sampler_logps importance_weights entropy",
     "TokenLoss": "losses metrics",
     "RewardTable": "rewards names weights token_rewards extra",

@@ -46,7 +46,8 @@ def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float64, *, spread: flo
         bos_token_id=None,
         eos_token_id=END,
     )
-    model: Any = LlamaForCausalLM(config).to(dtype).eval()
+    model: Any = LlamaForCausalLM(config)
+    model.to(dtype).eval()
     torch.set_rng_state(state)
     model.generation_config.eos_token_id = list(END_TOKENS)
     return model

@@ -83,15 +83,16 @@ def _descends(trial: Trial, case: Case) -> str:
         shares = [trainer.compute_loss(trainer.model, parcel, num_items_in_batch=counts) for parcel in parcels]
         return torch.stack(shares).sum()
 
-    before = loss()
-    gradients = torch.autograd.grad(before, trained, allow_unused=True)
-    length = float(torch.stack([g.norm() for g in gradients if g is not None]).norm())
+    first = loss()
+    gradients = torch.autograd.grad(first, trained, allow_unused=True)
+    before = first.item()
+    length = torch.stack([g.norm() for g in gradients if g is not None]).norm().item()
     with torch.no_grad():
         for weight, gradient in zip(trained, gradients, strict=True):
             if gradient is not None:
                 weight.sub_(gradient, alpha=STEP / length)
-        after = loss()
-    if float(after) > float(before) + 1e-10 * max(abs(float(before)), 1.0):
+        after = loss().item()
+    if after > before + 1e-10 * max(abs(before), 1.0):
         return f"a small step down the gradient takes the loss of the same rows from {before:.9f} up to {after:.9f}"
     return ""
 
@@ -108,7 +109,7 @@ def _direction(trial: Trial, case: Case) -> str:
     down, up = (_flat(torch.stack(values).sum(), trained) for values in (losses, aims))
     if not bool(up.any()):
         return ""  # answers that are all alike say nothing
-    cosine = -float(torch.nn.functional.cosine_similarity(down, up, dim=0))
+    cosine = -torch.nn.functional.cosine_similarity(down, up, dim=0).item()
     return (
         "" if cosine > OPPOSITE else f"a step makes good answers less likely (cosine {cosine:.2f}). Is a sign turned?"
     )
