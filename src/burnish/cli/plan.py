@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
-from burnish.cli.methods import method_named
+from burnish.cli.methods import METHODS, method_named
 from burnish.cli.runfile import RunFile
 from burnish.models.adapter_summary import adapter_line
 from burnish.models.adapters import plain_model
@@ -39,7 +39,7 @@ def plan_lines(runfile: RunFile, trainer: DPOTrainer, state: TrainerState) -> li
         *(trainer.mixture.lines() if trainer.mixture is not None else ()),
         *objective(trainer, state),
     ]
-    if method.takes_reference and not method.draws_answers:
+    if method.name in METHODS and method.takes_reference and not method.draws_answers:
         lines += _repeated_reference(trainer, state)
     lines.append(trainer.sharing.line())
     if trainer.cpu_settings is not None:
