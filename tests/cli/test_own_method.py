@@ -148,7 +148,12 @@ def test_functions_of_an_online_trainer(folder, tmp_path):
     """A subclass of GRPOTrainer with a reward, an advantage and a KL estimator of the user's."""
     module = "trainers_of_this_test"
     options = {"num_generations": 2, "max_completion_length": 3, "max_steps": 1, "output_dir": str(tmp_path / "run")}
-    options |= {"beta": 0.1, "advantage": f"{module}:best", "kl_estimator": f"{module}:squared"}
+    options |= {
+        "reward_isolation": "none",
+        "beta": 0.1,
+        "advantage": f"{module}:best",
+        "kl_estimator": f"{module}:squared",
+    }
     config = write(folder, f"{module}:TwiceTrainer", training=options, rewards=f"{module}:share_of_e")
     screen = io.StringIO()
     run(load_runfile(config), console=Console(file=screen, width=100))

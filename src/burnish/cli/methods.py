@@ -85,7 +85,8 @@ def find(name: Any) -> Method | None:
 def method_named(name: str) -> Method:
     """The same of a name that a checked run file holds."""
     method = find(name)
-    assert method is not None, name
+    if method is None:
+        raise ValueError(f"there is no method {name!r}; known: {', '.join(METHODS)}, or module:Trainer")
     return method
 
 

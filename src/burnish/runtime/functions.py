@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
 from importlib import machinery
@@ -73,5 +74,5 @@ def members(module: str, wanted: Callable[[Any], bool]) -> list[str]:
     found = {
         name: value for name, value in vars(sys.modules[module]).items() if wanted(value) and not name.startswith("_")
     }
-    own = [name for name, value in found.items() if getattr(value, "__module__", module) == module]
+    own = [name for name, value in found.items() if inspect.getmodule(value) is sys.modules[module]]
     return sorted(own or found)

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
+from burnish.runtime.distributed import sum_over_ranks
 from burnish.runtime.functions import import_named
 from burnish.testing.processes import NAME
 from burnish.testing.trials import Trial, step_gradients
@@ -41,7 +43,7 @@ def main(place: Path) -> None:
     gradient = step_gradients(trainer)[0]
     if trainer.is_world_process_zero():
         save_file({NAME: gradient.cpu()}, place / f"{NAME}.safetensors")
-    trainer.accelerator.wait_for_everyone()
+    sum_over_ranks(torch.zeros(1))  # leave together
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # the interpreter's own end now and then aborts a rank, after all of its work is done

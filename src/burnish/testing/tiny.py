@@ -47,7 +47,7 @@ def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float64, *, spread: flo
         eos_token_id=END,
     )
     model: Any = LlamaForCausalLM(config)
-    model.to(dtype).eval()
+    model.to(dtype).train(False)
     torch.set_rng_state(state)
     model.generation_config.eos_token_id = list(END_TOKENS)
     return model
