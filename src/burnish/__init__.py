@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from burnish.losses.preference import preference_loss
     from burnish.losses.reward import reward_loss
     from burnish.models.forward import forward
+    from burnish.models.reference import ModelReference, Reference
     from burnish.rewards.table import reward
     from burnish.trainers.base import PolicyTrainer
     from burnish.trainers.config import PolicyConfig, arg
@@ -58,6 +59,7 @@ _HOME = {
     "KTOTrainer": "burnish.trainers.kto",
     "LossOutput": "burnish.types",
     "Mean": "burnish.types",
+    "ModelReference": "burnish.models.reference",
     "NativeGenerator": "burnish.generation.native",
     "OnlineConfig": "burnish.trainers.rollout_options",
     "OnlineTrainer": "burnish.trainers.online",
@@ -70,6 +72,7 @@ _HOME = {
     "PolicyTrainer": "burnish.trainers.base",
     "PreferenceBatch": "burnish.types",
     "Prompt": "burnish.generation.base",
+    "Reference": "burnish.models.reference",
     "RewardConfig": "burnish.trainers.reward",
     "RewardTable": "burnish.types",
     "RewardTrainer": "burnish.trainers.reward",
@@ -104,6 +107,7 @@ __all__ = [
     "KTOTrainer",
     "LossOutput",
     "Mean",
+    "ModelReference",
     "NativeGenerator",
     "OnlineConfig",
     "OnlineTrainer",
@@ -116,6 +120,7 @@ __all__ = [
     "PolicyTrainer",
     "PreferenceBatch",
     "Prompt",
+    "Reference",
     "RewardConfig",
     "RewardTable",
     "RewardTrainer",

@@ -191,7 +191,8 @@ def accept_trl_fields(
     """Class decorator for a config dataclass: take `unbuilt` options at their default, refuse them otherwise.
 
     An option under its name in `aliases` is taken as the one that it stands for; both at once are refused. What is
-    set on an instance is treated the same; what is read of an unbuilt option is its default.
+    set on an instance is treated the same; what is read of an unbuilt option is its default. The class keeps them as
+    `unbuilt`.
     """
 
     def decorate(cls: type[Config]) -> type[Config]:
@@ -219,6 +220,7 @@ def accept_trl_fields(
             own_setattr(self, aliases.get(name, name), value)
 
         cls.__init__, cls.__setattr__ = __init__, __setattr__
+        cls.unbuilt = unbuilt  # pyright: ignore[reportAttributeAccessIssue]
         for name, off in unbuilt.items():
             setattr(cls, name, off[0])
         for name, own in aliases.items():

@@ -4,19 +4,31 @@
     def hinge(pair: PairLogps, *, beta: float) -> Tensor: ...
 
 `Table.bind` turns names and a configuration into closed functions, so that no loss ever sees a configuration.
+
+Installed packages add rows of their own through an entry point, in their pyproject.toml:
+
+    [project.entry-points."burnish.plugins"]
+    my_losses = "my_package.losses"
+
+It names a module; the first look-up of a name that no table has imports it, so that its decorators run.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
+import importlib
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
+from importlib.metadata import entry_points
 from typing import Any, Generic, ParamSpec, TypeVar
 
 Signature = ParamSpec("Signature")
 Result = TypeVar("Result")
+PLUGIN_GROUP = "burnish.plugins"
 
 
 @dataclass(frozen=True)
@@ -84,9 +96,11 @@ class Table(Generic[Signature, Result]):
         return iter(self._entries)
 
     def __getitem__(self, name: str) -> Entry[Signature, Result]:
+        plugins = () if name in self._entries else load_plugins()
         if name not in self._entries:
             near = closest(name, self._entries)
-            raise ValueError(f"unknown {self.kind} {name!r}{near}; known: {', '.join(sorted(self._entries))}")
+            broken = "".join(f"; {plugin.problem}" for plugin in plugins if plugin.problem)
+            raise ValueError(f"unknown {self.kind} {name!r}{near}; known: {', '.join(sorted(self._entries))}{broken}")
         return self._entries[name]
 
     def entry(self, choice: str | Callable[Signature, Result]) -> Entry[Signature, Result]:
@@ -147,6 +161,62 @@ class Table(Generic[Signature, Result]):
                     f"{name}={getattr(config, name)!r} is set, but the {self.kind} {names} does not read it. "
                     f"Leave it at {config_field.default!r}, or choose one that does: {', '.join(readers)}"
                 )
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A module that an installed package has registered.
+
+    Attributes:
+        name: of the entry point.
+        module: that is imported.
+        package: its name and version.
+        problem: why it could not be imported, in a sentence, or nothing.
+    """
+
+    name: str
+    module: str
+    package: str
+    problem: str = ""
+
+
+def has_plugins() -> bool:
+    """Whether some installed package has registered a module; imports none."""
+    return bool(entry_points(group=PLUGIN_GROUP))
+
+
+@functools.cache
+def load_plugins() -> tuple[Plugin, ...]:
+    """Import the modules that installed packages have registered, once; one that fails is warned of and passed over."""
+    found: list[Plugin] = []
+    for point in sorted(entry_points(group=PLUGIN_GROUP), key=lambda point: point.name):
+        package = f"{point.dist.name} {point.dist.version}" if point.dist is not None else "an unnamed package"
+        problem = ""
+        try:
+            importlib.import_module(point.module)
+        except Exception as error:  # whatever it is, it must not cost those of other packages
+            problem = (
+                f"the plugin {point.name!r} of {package} could not be imported: {point.module} raised "
+                f"{type(error).__name__}: {error}"
+            )
+            warnings.warn(problem, stacklevel=2)
+        found.append(Plugin(point.name, point.module, package, problem))
+    return tuple(found)
+
+
+def loaded_plugins() -> tuple[Plugin, ...]:
+    """Those that `load_plugins` has imported so far."""
+    is_loaded = load_plugins.cache_info().currsize > 0
+    return tuple(plugin for plugin in load_plugins() if not plugin.problem) if is_loaded else ()
+
+
+def origin(function: Callable[..., Any]) -> str | None:
+    """Where a function of a table comes from, if it is not the library's own: its module, and the package of that."""
+    module = function.__module__
+    if module.split(".")[0] == __name__.split(".")[0]:
+        return None
+    owners = (plugin for plugin in load_plugins() if plugin.module.split(".")[0] == module.split(".")[0])
+    return f"{module}:{function.__qualname__}" + next((f", of {plugin.package}" for plugin in owners), "")
 
 
 def closest(name: str, known: Any) -> str:

@@ -39,7 +39,13 @@ def snippets(path: Path) -> list[str]:
 
 
 PAGES = [
-    path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if path.is_file() and snippets(path)
+    path
+    for path in [
+        ROOT / "README.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+        *sorted((ROOT / "docs" / "seams").glob("*.md")),
+    ]
+    if path.is_file() and snippets(path)
 ]
 SLOW_PAGES = {
     "trl-examples.md",

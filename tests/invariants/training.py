@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from burnish import DPOConfig, DPOTrainer
+from burnish.testing.trials import relative_distance, step_gradients
 from conftest import make_model, make_rows, make_tokenizer
 
+__all__ = ["NUM_ROWS", "make_trainer", "relative_distance", "step_gradients"]
 NUM_ROWS = 14  # with 4 pairs a step: three full steps and one of two pairs
 
 
@@ -45,23 +47,3 @@ def make_trainer(
         processing_class=make_tokenizer(),
         peft_config=peft,
     )
-
-
-def step_gradients(trainer: DPOTrainer) -> list[torch.Tensor]:
-    """Train, and return the whole gradient of each optimizer step before clipping."""
-    gradients: list[torch.Tensor] = []
-    own = trainer._clip_grad_norm
-
-    def record(model: torch.nn.Module) -> Any:
-        trained = [p for p in model.parameters() if p.requires_grad]
-        gradients.append(torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained]))
-        return own(model)
-
-    trainer._clip_grad_norm = record
-    trainer.train()
-    return gradients
-
-
-def relative_distance(first: torch.Tensor, second: torch.Tensor) -> float:
-    """|first - second| / |second| in the Euclidean norm."""
-    return float((first - second).norm() / second.norm())

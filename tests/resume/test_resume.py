@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import make_rows
 
@@ -18,20 +18,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "invariants"))
 from training import make_trainer
 
 from burnish.runtime.rundir import read_events, read_metrics
+from burnish.testing.trials import StopAfter, weights_of
 
 IGNORED = ("time", "runtime", "per_second", "total_flos", "train_loss")
 NUM_STEPS = 8
-
-
-class StopAfter(TrainerCallback):
-    """Ends a run after a step, without anything that a planned end would do."""
-
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step >= self.step:
-            raise KeyboardInterrupt
 
 
 def trainer_at(directory: Path, **options):
@@ -53,10 +43,6 @@ def metrics_in(directory: Path) -> list[dict]:
     lines = read_metrics(directory / "metrics.jsonl")
     kept = [{k: v for k, v in line.items() if not any(word in k for word in IGNORED)} for line in lines]
     return [line for line in kept if len(line) > 2]
-
-
-def weights_of(trainer) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,9 @@ def test_other_forms(name):
 
 
 def test_what_is_not_there():
-    with pytest.raises(ValueError, match=r"judge 'json:lods': json has no 'lods'; it has: .*loads"):
+    with pytest.raises(
+        ValueError, match=r"judge 'json:lods': json has no 'lods', did you mean 'loads'.* it has: .*loads"
+    ):
         import_function("json:lods", option="judge")
     with pytest.raises(ImportError, match="no_such_module_here"):
         import_function("no_such_module_here:f", option="judge")

@@ -232,3 +232,28 @@ def test_a_stream_cannot_be_scored_before(tmp_path):
             train_dataset=IterableDataset.from_generator(stream),
             processing_class=make_tokenizer(),
         )
+
+
+class Softened(FrozenModel):
+    """A reference of a user's: the model at twice the temperature."""
+
+    def score(self, batch, *, needs=(), temperature=1.0):
+        return super().score(batch, needs=needs, temperature=2 * temperature)
+
+
+def test_a_reference_of_the_users_is_taken_as_it_is(policy, tmp_path):
+    model = make_model(1)
+    install_forward(model)
+    own = Softened(model, description="softened")
+    assert choose_reference(policy, own, options()) is own
+    for switch in MOVING[0], {"precompute_ref_log_probs": True}:
+        with pytest.raises(
+            ValueError, match=f"{next(iter(switch))} makes a reference of a model, and ref_model is one"
+        ):
+            choose_reference(policy, own, options(**switch))
+    config = DPOConfig(output_dir=str(tmp_path), max_steps=1, report_to="none", cpu_tuning="off")
+    trainer = DPOTrainer(
+        make_model(), config, ref_model=own, train_dataset=make_rows(4), processing_class=make_tokenizer()
+    )
+    trainer.train()
+    assert trainer.reference is own

@@ -9,11 +9,12 @@ from typing import Any
 
 from datasets import Dataset
 
-from burnish.cli.methods import METHODS, Method
+from burnish.cli.methods import method_of
 from burnish.cli.sources import data_sources, reward_columns
 from burnish.data.check import RowCheck, RowRules, check_preferences, check_prompts
 from burnish.data.errors import NUM_NAMED_ROWS, DataError
 from burnish.data.peek import Peek, local_file, peek
+from burnish.data.schema import ROW_KINDS
 from burnish.data.truncate import TruncationPolicy
 from burnish.models.size import ModelSize
 
@@ -85,17 +86,11 @@ def check_sources(
         vocabulary=None if size is None or size.shape is None else size.shape.vocabulary,
         reads_images=None if size is None else size.reads_images,
     )
-    read: ReadRows = partial(check_preferences, rules=rules, kind=method.reads)
-    if method.draws_answers:
-        read = partial(_check_prompts, document=document)
+    kinds = {kind: partial(check_preferences, rules=rules, kind=kind) for kind in ROW_KINDS}
+    readers: dict[str, ReadRows] = {**kinds, "prompts": partial(_check_prompts, document=document)}
+    read = readers.get(method.reads)  # None: only the trainer knows what its rows are
     keys = {".".join(map(str, path)): source for path, source in data_sources(data)}
     return [_check_source(key, source, read, drops=drops) for key, source in keys.items() if key not in broken]
-
-
-def method_of(document: Mapping[str, Any]) -> Method | None:
-    """The method of a run file, or the first one if it names none; None for a name that is none."""
-    name = document.get("method", next(iter(METHODS)))
-    return METHODS.get(name) if isinstance(name, str) else None
 
 
 def _check_prompts(rows: Dataset, indices: Sequence[int], *, name: str, document: Mapping[str, Any]) -> RowCheck:
@@ -110,7 +105,7 @@ def _check_prompts(rows: Dataset, indices: Sequence[int], *, name: str, document
     return check_prompts(rows, indices, name=name)
 
 
-def _check_source(key: str, source: str, read: ReadRows, *, drops: bool) -> SourceCheck:
+def _check_source(key: str, source: str, read: ReadRows | None, *, drops: bool) -> SourceCheck:
     path = local_file(source)
     if path is None:
         line = f"{key}: {source} is a name on the hub; its rows are looked at when the run begins"
@@ -118,7 +113,7 @@ def _check_source(key: str, source: str, read: ReadRows, *, drops: bool) -> Sour
     found = peek(path)
     problems = [*_first(found.faults)]
     rows: RowCheck | None = None
-    if found.rows is not None:
+    if found.rows is not None and read is not None:
         try:
             rows = read(found.rows, found.indices, name=source)
         except DataError as error:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from burnish.cli.check_rows import SourceCheck, check_sources, method_of
+from burnish.cli.check_rows import SourceCheck, check_sources
 from burnish.cli.errors import DATA, OK, STORAGE, USAGE
 from burnish.cli.estimates import (
     LESS_DISK,
@@ -19,6 +19,7 @@ from burnish.cli.estimates import (
     num_steps,
     plan_of,
 )
+from burnish.cli.methods import method_of
 from burnish.cli.rulebook import option_values
 from burnish.cli.runfile import RunFile, RunFileError, examine, whole
 from burnish.cli.validate import training_schema

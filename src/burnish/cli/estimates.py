@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.cli.environment import has_accelerator, memory_bytes
-from burnish.cli.methods import METHODS
+from burnish.cli.methods import method_of
 from burnish.cli.rollout_rules import round_of
 from burnish.cli.validate import training_schema
 from burnish.data.check import RowCheck
@@ -249,17 +249,18 @@ def num_checkpoints(values: Mapping[str, Any], steps: int | None) -> int | None:
 
 def _has_reference(document: Mapping[str, Any], values: Mapping[str, Any], rows: RowCheck | None) -> bool:
     """A second model is held beside the policy."""
-    method = document.get("method", next(iter(METHODS)))
-    if not METHODS[method].takes_reference:
+    method = method_of(document)
+    if method is None or not method.takes_reference:
         return False
     if draws_answers(values):
-        return values.get("beta", values.get("kl_coef")) > 0
-    losses = values["loss_type"] if isinstance(values["loss_type"], list) else [values["loss_type"]]
-    reads_none = set(losses) <= set(training_schema(document).get("x-reference-free", ()))
+        return (values.get("beta", values.get("kl_coef")) or 0) > 0
+    given = values.get("loss_type")  # a trainer of the user's may define its loss itself
+    losses = given if isinstance(given, list) else [given]
+    reads_none = set(losses) <= set(training_schema(document)["x-reference-free"])
     has_columns = rows is not None and rows.has_reference
-    if values["reference_free"] or reads_none or has_columns:
+    if values.get("reference_free") or reads_none or has_columns:
         return False
-    return not values["precompute_ref_log_probs"] or document.get("ref_model") is not None
+    return not values.get("precompute_ref_log_probs") or document.get("ref_model") is not None
 
 
 def _weight_bytes(init_kwargs: Any) -> int:

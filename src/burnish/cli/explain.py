@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from burnish.cli.methods import METHODS, load, load_losses
-from burnish.cli.template import OF_METHOD
-from burnish.cli.validate import load_schema
+from burnish.cli.methods import METHODS, find, load, method_named
+from burnish.cli.template import options_of
+from burnish.cli.validate import is_function_name, load_schema, own_method_problem, training_schema
 from burnish.metrics import EXPLANATIONS
 from burnish.metrics import explain as explain_metric
-from burnish.registry import closest
+from burnish.registry import closest, load_plugins, origin
 
 if TYPE_CHECKING:
     from burnish.registry import Entry, Table
@@ -64,6 +64,7 @@ def explain(name: str) -> str:
     Raises:
         ValueError: nothing has it; the message says what comes near.
     """
+    load_plugins()
     passages = list(_passages(name))
     if not passages:
         known = {*METHODS, *EXPLANATIONS, *(row for home in HOMES for row in home.load())}
@@ -72,7 +73,8 @@ def explain(name: str) -> str:
 
 
 def catalogue() -> str:
-    """The names of all methods and rows of tables, kind by kind."""
+    """The names of all methods and rows of tables, kind by kind, those of installed packages as well."""
+    load_plugins()
     kinds = {"methods": list(METHODS)} | {_several(table): list(table) for table in map(Home.load, HOMES)}
     passages = [
         textwrap.fill(f"{kind}: {', '.join(names)}", 110, subsequent_indent="  ") for kind, names in kinds.items()
@@ -81,7 +83,9 @@ def catalogue() -> str:
 
 
 def _passages(name: str) -> Iterator[str]:
-    if name in METHODS:
+    if is_function_name(name) and (problem := own_method_problem(name)) is not None:
+        raise ValueError(problem)
+    if find(name) is not None:
         yield _method(name)
     for home in HOMES:
         table = home.load()
@@ -99,15 +103,16 @@ def _passages(name: str) -> Iterator[str]:
 
 def _method(name: str) -> str:
     """Rooms, classes, losses and the options that matter of a method."""
-    config, trainer = load(METHODS[name])
+    config, trainer = load(method_named(name))
+    losses = [] if trainer.loss_table is None else [f"Losses (loss_type): {', '.join(trainer.loss_table)}"]
     return "\n\n".join(
         [
             f"{name}: a method. {trainer.__name__}(model, args={config.__name__}(...), ...)",
             *_rooms(trainer),
             inspect.getdoc(trainer) or "",
-            _wrapped(f"Losses (loss_type): {', '.join(load_losses(METHODS[name]))}"),
+            *map(_wrapped, losses),
             f"Options that matter most; all of them: burnish init {name} --all",
-            "\n".join(_wrapped("  " + _option(name, option), indent=6) for option in OF_METHOD[name]),
+            "\n".join(_wrapped("  " + _option(name, option), indent=6) for option in options_of(name)),
         ]
     )
 
@@ -141,6 +146,8 @@ def _row(table: Table[..., Any], entry: Entry[..., Any], key: str) -> str:
             for name, default in entry.hyper_parameters.items()
         )
         parts.append(f"Hyper-parameters, options of the same name or loss_kwargs: {', '.join(values)}.")
+    if (place := origin(entry.function)) is not None:
+        parts.append(f"From: {place}")
     if entry.paper is not None:
         parts.append(f"Paper: {PAPER}{entry.paper}")
     return "\n\n".join(parts)
@@ -157,7 +164,7 @@ def _operands(entry: Entry[..., Any]) -> str:
 
 def _option(method: str, name: str) -> str:
     """An option's default and sentence."""
-    found = load_schema()["$defs"][method]["properties"][name]
+    found = training_schema({"method": method})["properties"][name]
     return f"{name} = {json.dumps(found.get('default'))}: {found['description']}"
 
 

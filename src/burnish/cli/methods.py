@@ -1,4 +1,8 @@
-"""The methods that a run file can name, and where their classes are; imported only when they are needed."""
+"""The methods that a run file can name: those of the library, and trainers of users, `module:Trainer`.
+
+A row says where the trainer is; what commands ask about a method is read off its class, the same for both kinds. Of
+the library's own it is in schema.json, so that most commands need not import torch.
+"""
 
 from __future__ import annotations
 
@@ -6,98 +10,62 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from burnish.cli.validate import is_function_name, own_method_problem, training_schema
+
 if TYPE_CHECKING:
     from burnish.trainers.config import PolicyConfig
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of `METHODS`.
+    """Where a method's trainer is.
 
     Attributes:
-        module: where the two classes are.
-        config, trainer: their names.
-        losses: module and name of the table that `loss_type` names rows of.
-        unbuilt: the name in `burnish.compat` of TRL's options that are refused.
-        retry: an option, and a value to try after a run.
-        takes_several_losses: `loss_type` may be a list.
-        draws_answers: its rows are prompts, and it needs `rewards`.
-        reads: what its rows are read as, one of `burnish.data.schema.ROW_KINDS`, if it draws no answers.
-        writes_answers: what is trained answers prompts; a reward model scores answers instead.
-        takes_reference: it may be given a reference policy.
+        name: in a run file.
+        trainer: module and class, with a colon between them; the configuration is its `config_class`.
+        retry: an option, and a value to try after a run; empty: none.
     """
 
-    module: str
-    config: str
+    name: str
     trainer: str
-    losses: str
-    unbuilt: str
-    retry: str
-    takes_several_losses: bool = False
-    draws_answers: bool = False
-    reads: str = "preferences"
-    writes_answers: bool = True
-    takes_reference: bool = True
+    retry: str = ""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What `burnish.cli.schema.facts_of` read off the classes."""
+        return training_schema({"method": self.name})["x-facts"]
+
+    @property
+    def reads(self) -> str:
+        """What its rows are: preferences, prompts, or a kind that only its trainer knows."""
+        return self.facts["reads"]
+
+    @property
+    def draws_answers(self) -> bool:
+        """Its rows are prompts, and it needs `rewards`."""
+        return self.facts["draws_answers"]
+
+    @property
+    def writes_answers(self) -> bool:
+        """What is trained answers prompts; a reward model scores answers instead."""
+        return self.facts["writes_answers"]
+
+    @property
+    def takes_reference(self) -> bool:
+        """It may be given a reference policy."""
+        return self.facts["takes_reference"]
 
 
 METHODS = {
-    "dpo": Method(
-        "burnish.trainers.dpo",
-        "DPOConfig",
-        "DPOTrainer",
-        losses="burnish.losses.preference_losses",
-        unbuilt="UNBUILT_DPO",
-        retry="beta=0.3",
-        takes_several_losses=True,
-    ),
-    "grpo": Method(
-        "burnish.trainers.grpo",
-        "GRPOConfig",
-        "GRPOTrainer",
-        losses="burnish.losses.policy_losses",
-        unbuilt="UNBUILT_GRPO",
-        retry="num_generations=16",
-        draws_answers=True,
-    ),
-    "ppo": Method(
-        "burnish.trainers.ppo",
-        "PPOConfig",
-        "PPOTrainer",
-        losses="burnish.losses.policy_losses",
-        unbuilt="UNBUILT_PPO",
-        retry="critic_warmup_steps=4",
-        draws_answers=True,
-    ),
-    "reward": Method(
-        "burnish.trainers.reward",
-        "RewardConfig",
-        "RewardTrainer",
-        losses="burnish.losses.reward_losses",
-        unbuilt="UNBUILT_REWARD",
-        retry="label_smoothing=0.1",
-        takes_several_losses=True,
-        writes_answers=False,
-        takes_reference=False,
-    ),
-    "sft": Method(
-        "burnish.trainers.sft",
-        "SFTConfig",
-        "SFTTrainer",
-        losses="burnish.losses.supervised_losses",
-        unbuilt="UNBUILT_SFT",
-        retry="loss_type=dft",
-        reads="supervised",
-        takes_reference=False,
-    ),
-    "kto": Method(
-        "burnish.trainers.kto",
-        "KTOConfig",
-        "KTOTrainer",
-        losses="burnish.losses.unpaired_losses",
-        unbuilt="UNBUILT_KTO",
-        retry="beta=0.3",
-        reads="judged",
-    ),
+    method.name: method
+    for method in (
+        Method("dpo", "burnish.trainers.dpo:DPOTrainer", retry="beta=0.3"),
+        Method("grpo", "burnish.trainers.grpo:GRPOTrainer", retry="num_generations=16"),
+        Method("ppo", "burnish.trainers.ppo:PPOTrainer", retry="critic_warmup_steps=4"),
+        Method("reward", "burnish.trainers.reward:RewardTrainer", retry="label_smoothing=0.1"),
+        Method("sft", "burnish.trainers.sft:SFTTrainer", retry="loss_type=dft"),
+        Method("kto", "burnish.trainers.kto:KTOTrainer", retry="beta=0.3"),
+    )
 }
 
 
@@ -109,23 +77,43 @@ READ_BY_SOME = {
 }
 
 
+def find(name: Any) -> Method | None:
+    """The method of this name, or that of a trainer `module:Trainer`; None for what is neither."""
+    if not isinstance(name, str):
+        return None
+    return METHODS.get(name) or (Method(name, name) if is_own(name) else None)
+
+
+def method_named(name: str) -> Method:
+    """The same of a name that a checked run file holds."""
+    method = find(name)
+    if method is None:
+        raise ValueError(f"there is no method {name!r}; known: {', '.join(METHODS)}, or module:Trainer")
+    return method
+
+
+def method_of(document: Any) -> Method | None:
+    """The method of a run file, or the first one if it names none; None for a name that is none."""
+    return find(document.get("method", next(iter(METHODS))))
+
+
+def is_own(name: Any) -> bool:
+    """Whether a method is a trainer of the user's, which can be loaded."""
+    return isinstance(name, str) and is_function_name(name) and own_method_problem(name) is None
+
+
 def unread_keys(name: str) -> dict[str, str]:
     """The keys of a run file that have no effect with a method, and why.
 
     >>> unread_keys("grpo"), unread_keys("dpo")
     ({}, {'rewards': 'draws no answers'})
     """
-    facts = vars(METHODS[name])
+    facts = method_named(name).facts
     return {key: reason for key, (fact, reason) in READ_BY_SOME.items() if not facts[fact]}
 
 
 def load(method: Method) -> tuple[type[PolicyConfig], Any]:
     """Configuration and trainer of a method; imports torch."""
-    module = importlib.import_module(method.module)
-    return vars(module)[method.config], vars(module)[method.trainer]
-
-
-def load_losses(method: Method) -> Any:
-    """The table of its losses; imports torch."""
-    module, _, name = method.losses.rpartition(".")
-    return vars(importlib.import_module(module))[name]
+    module, _, name = method.trainer.partition(":")
+    trainer = vars(importlib.import_module(module))[name]
+    return trainer.config_class, trainer

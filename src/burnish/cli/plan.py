@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
-from burnish.cli.methods import METHODS
+from burnish.cli.methods import METHODS, method_named
 from burnish.cli.runfile import RunFile
 from burnish.models.adapter_summary import adapter_line
 from burnish.models.adapters import plain_model
@@ -27,19 +27,19 @@ def plan_lines(runfile: RunFile, trainer: DPOTrainer, state: TrainerState) -> li
     """Model, reference, data, steps, settings of the CPU and run directory of a run that is about to begin."""
     args, model = trainer.args, trainer.policy
     reports = list(trainer.data_reports.values())
-    method = METHODS[runfile.method]
+    method = method_named(runfile.method)
     unit = "pair" if method.reads == "preferences" else "row"
     objective = _rollout_lines if method.draws_answers else partial(_row_lines, unit=unit)
     lines = [
         f"{runfile.method} on {runfile.model}: {type(plain_model(model)).__name__}, "
         f"{model.num_parameters():,} parameters, {_name_of(model.dtype)} on {args.device}{_precision(args)}",
         *filter(None, [adapter_line(model)]),
-        *([f"reference: {trainer.reference.description}"] if method.takes_reference else []),
+        *([f"reference: {reference.description}"] if (reference := vars(trainer).get("reference")) else []),
         *(line for report in reports for line in report.lines()),
         *(trainer.mixture.lines() if trainer.mixture is not None else ()),
         *objective(trainer, state),
     ]
-    if method.takes_reference and not method.draws_answers:
+    if method.name in METHODS and method.takes_reference and not method.draws_answers:
         lines += _repeated_reference(trainer, state)
     lines.append(trainer.sharing.line())
     if trainer.cpu_settings is not None:
@@ -54,8 +54,7 @@ def _rollout_lines(trainer: Any, state: TrainerState) -> list[str]:
     weights = [f"{weight:g} {name}" if weight != 1 else name for name, weight in named]
     return [
         f"rewards: {' + '.join(weights)}; an answer is right from {args.solved_reward:g} on",
-        f"loss: {_losses([args.loss_type], None)}; learning rate {args.learning_rate:g}, "
-        f"{_name(args.lr_scheduler_type)}",
+        f"loss: {_loss(trainer)}; learning rate {args.learning_rate:g}, {_name(args.lr_scheduler_type)}",
         *trainer.objective_lines(),
         f"{trainer.plan.describe(num_steps=state.max_steps)}; at most {sampling.max_new_tokens} tokens an answer, "
         f"temperature {sampling.temperature:g}",
@@ -65,11 +64,10 @@ def _rollout_lines(trainer: Any, state: TrainerState) -> list[str]:
 def _row_lines(trainer: Any, state: TrainerState, *, unit: str) -> list[str]:
     """Loss, and the arithmetic of a step over rows of the data set."""
     args = trainer.args
-    losses = args.loss_type if isinstance(args.loss_type, list) else [args.loss_type]
     factors = [f", {name} {value:g}" for name in SHOWN_FACTORS if (value := vars(args).get(name))]
-    named = _losses(losses, vars(args).get("loss_weights"))
     return [
-        f"loss: {named}{''.join(factors)}; learning rate {args.learning_rate:g}, {_name(args.lr_scheduler_type)}",
+        f"loss: {_loss(trainer)}{''.join(factors)}; learning rate {args.learning_rate:g}, "
+        f"{_name(args.lr_scheduler_type)}",
         steps_line(
             num_steps=state.max_steps,
             done=state.global_step,
@@ -113,6 +111,15 @@ def _count(number: int, noun: str) -> str:
     if number == 1:
         return f"1 {noun}"
     return f"{number} {noun}es" if noun.endswith(("s", "ch")) else f"{number} {noun}s"
+
+
+def _loss(trainer: Any) -> str:
+    """The losses of the table that were chosen; else the trainer, which defines its own."""
+    options = vars(trainer.args)
+    if "loss_type" not in options or trainer.loss_table is None:
+        return type(trainer).__name__
+    given = options["loss_type"]
+    return _losses(given if isinstance(given, list) else [given], options.get("loss_weights"))
 
 
 def _losses(losses: Sequence[Any], weights: Sequence[float] | None) -> str:

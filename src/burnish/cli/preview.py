@@ -13,13 +13,15 @@ from datasets.utils.logging import disable_progress_bar
 from rich.console import Console
 from rich.text import Text
 
-from burnish.cli.methods import METHODS, load
-from burnish.cli.run import load_data, rows_by_source, with_functions
+from burnish.cli.functions import with_functions
+from burnish.cli.methods import load, method_named
+from burnish.cli.run import load_data, rows_by_source
 from burnish.cli.runfile import RunFile
 from burnish.data.errors import BadRow, BadRowsError
 from burnish.data.prompts import prepare_prompts
 from burnish.data.report import NUM_LISTED_BAD_ROWS
 from burnish.data.sampler import RowDataset
+from burnish.data.schema import ROW_KINDS
 from burnish.models.load import load_end_token_ids, load_tokenizer
 from burnish.models.vision import tokenizer_of
 from burnish.report.preview_console import preview_table, prompts_table
@@ -100,7 +102,8 @@ def preview_rows(runfile: RunFile, choose: Choice) -> Preview:
         ValueError: a row that is not there, or an option that is not allowed.
     """
     disable_progress_bar()
-    make_config, _ = load(METHODS[runfile.method])
+    method = method_named(runfile.method)
+    make_config, _ = load(method)
     args = make_config(**with_functions(runfile.training))
     sources = rows_by_source(load_data(runfile, args)[0])
     chosen = {name: choose(len(rows)) for name, rows in sources.items()}
@@ -113,7 +116,9 @@ def preview_rows(runfile: RunFile, choose: Choice) -> Preview:
         init_kwargs=init_kwargs_of(args),
     )
     options = {"processing_class": processing_class, "args": args, "end_token_ids": end_token_ids, "name": "these rows"}
-    if METHODS[runfile.method].draws_answers:
+    if method.reads not in (*ROW_KINDS, "prompts"):
+        raise ValueError(f"the rows of {runfile.method} are {method.reads}, which only its trainer knows to prepare")
+    if method.draws_answers:
         look = partial(_look_at_prompts, tokenizer=tokenizer, args=args)
     else:
         collate = make_collator(processing_class, args, end_token_ids=end_token_ids)

@@ -84,7 +84,7 @@ def rollout_problems(values: Values, schema: Mapping[str, Any], broken: set[str]
     for switch in [switch for switch in SWITCHES if switch in values]:
         for name in [name for name in SWITCHES[switch] if name in changed and not values[switch]]:
             yield Problem(path_of(name), f"has no effect while {switch} is {values[switch]}: set that, or leave it out")
-    fitting = schema["x-corrections"].get(str(values["loss_type"]))
+    fitting = schema["x-corrections"].get(str(values.get("loss_type")))
     mode = values["importance_sampling_mode"]
     if values["importance_sampling_correction"] and fitting is not None and mode not in fitting:
         text = f'is "{mode}", which {values["loss_type"]} cannot take: choose {" or ".join(fitting)}'

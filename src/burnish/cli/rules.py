@@ -224,8 +224,10 @@ for _name in ("logging_steps", "eval_steps", "save_steps", "warmup_steps"):
 
 def _unread(values: Values, schema: Mapping[str, Any], broken: set[str]) -> Iterator[Problem]:
     """Hyper-parameters that no chosen loss reads: an unread option is a lie."""
-    losses = values["loss_type"] if isinstance(values["loss_type"], list) else [values["loss_type"]]
     table: Mapping[str, list[str]] = schema["x-losses"]
+    if not table:
+        return  # a trainer that defines its loss itself
+    losses = values["loss_type"] if isinstance(values["loss_type"], list) else [values["loss_type"]]
     if any(is_function_name(loss) for loss in losses):
         return  # what a user's function reads is known once it is imported
     read = {name for loss in losses for name in table[loss]}

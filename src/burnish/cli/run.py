@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,16 +15,15 @@ from transformers import PrinterCallback, ProgressCallback
 from transformers.utils.logging import disable_progress_bar
 
 from burnish.cli.answers import greedy_answers, prompt_samples, sample_prompts
-from burnish.cli.methods import METHODS, load
+from burnish.cli.functions import reward_functions, with_functions
+from burnish.cli.methods import load, method_named
 from burnish.cli.narration import Narration
 from burnish.cli.runfile import RunFile
 from burnish.cli.samples import Samples, scored_samples
-from burnish.cli.validate import is_function_name
 from burnish.data.shares import apportion
 from burnish.data.sources import load_rows, load_stream, split_rows
 from burnish.metrics import Estimate
 from burnish.report.console import ProgressLine, Sample, final_table
-from burnish.runtime.functions import import_function
 from burnish.runtime.rundir import CONFIG, RunExistsError
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def run(runfile: RunFile, *, resume: bool = False, console: Console | None = Non
         CheckpointError: a checkpoint could not be written.
     """
     console = console or Console()
-    method = METHODS[runfile.method]
+    method = method_named(runfile.method)
     make_config, trainer_class = load(method)
     args = make_config(**with_functions(runfile.training))
     run_dir = Path(str(args.output_dir))
@@ -91,7 +90,7 @@ def run(runfile: RunFile, *, resume: bool = False, console: Console | None = Non
 
 def make_trainer(runfile: RunFile, args: Any, trainer_class: Any, *, train_rows: Any, held_out: Any = None) -> Any:
     """The trainer of a run file, with its model, rewards and reference; `trainer_class` is the method's, or of it."""
-    method = METHODS[runfile.method]
+    method = method_named(runfile.method)
     return trainer_class(
         runfile.model,
         args=args,
@@ -105,7 +104,7 @@ def make_trainer(runfile: RunFile, args: Any, trainer_class: Any, *, train_rows:
 
 def take_samples(runfile: RunFile, trainer: Any, rows: Dataset) -> Samples:
     """What is shown before and after: greedy answers to a few prompts; of a reward model, the scores of a few rows."""
-    method = METHODS[runfile.method]
+    method = method_named(runfile.method)
     if not method.writes_answers:
         return scored_samples(trainer, rows, runfile.samples)
     make_prompts = prompt_samples if method.draws_answers else partial(sample_prompts, kind=method.reads)
@@ -122,33 +121,14 @@ def take_samples(runfile: RunFile, trainer: Any, rows: Dataset) -> Samples:
 
 
 def next_commands(run_dir: Path, method: str, *, num_steps: int) -> list[str]:
-    """Three commands to try after a run."""
+    """Commands to try after a run."""
     again = f"burnish train {shlex.quote(str(run_dir / CONFIG))} --set output_dir=null"
-    retry = METHODS[method].retry
+    retry = method_named(method).retry
     return [
         f"{again} --set max_steps={2 * num_steps}",
-        f"{again} --set {retry}",
+        *([f"{again} --set {retry}"] if retry else []),
         f"burnish init {method} > my-run.yaml",
     ]
-
-
-def with_functions(training: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with `module:function` replaced by the function."""
-    given = training.get("loss_type")
-    if given is None:
-        return dict(training)
-    if isinstance(given, str):
-        return {**training, "loss_type": _function(given, option="loss_type")}
-    return {**training, "loss_type": [_function(loss, option="loss_type") for loss in given]}
-
-
-def reward_functions(rewards: Sequence[str]) -> list[Any]:
-    """The rewards with `module:function` replaced by the function."""
-    return [_function(reward, option="rewards") for reward in rewards]
-
-
-def _function(name: str, *, option: str) -> Any:
-    return import_function(name, option=option) if is_function_name(name) else name
 
 
 def _refuse_occupied(run_dir: Path) -> None:

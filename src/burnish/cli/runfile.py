@@ -10,11 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from burnish.cli.adapters import DEFAULT_KIND, adapter_problems
+from burnish.cli.functions import config_problems
 from burnish.cli.rules import REDACTED, rule_problems
 from burnish.cli.sources import RECIPE, recipe_names, rewards_of, source_problems, train_sources
-from burnish.cli.validate import Problem, is_function_name, load_schema, schema_problems, training_schema
+from burnish.cli.validate import (
+    Problem,
+    is_function_name,
+    load_schema,
+    own_method_problem,
+    schema_problems,
+    training_schema,
+)
 from burnish.cli.yamlfile import Document, KeyPath, YamlError, parse_value, parse_yaml
-from burnish.registry import closest
+from burnish.registry import closest, has_plugins, load_plugins, loaded_plugins
+from burnish.runtime.functions import look_in
 
 
 class RunFileError(ValueError):
@@ -33,7 +42,7 @@ class RunFile:
 
     Attributes:
         source: where it was read from.
-        method: a name of `burnish.cli.methods.METHODS`.
+        method: a name of `burnish.cli.methods.METHODS`, or `module:Trainer`.
         model, ref_model: as `DPOTrainer` takes them.
         peft: the adapter to train, `type` and fields, or None.
         rewards: what scores the answers, of methods that draw their own.
@@ -43,6 +52,7 @@ class RunFile:
         eval_rows: hold out so many rows of `train`, or None.
         samples: so many prompts are answered before and after.
         max_new_tokens: the longest such answer.
+        import_from: where modules that it names are looked for first; None for packaged recipes.
         training: options of the method's configuration, those that are given.
     """
 
@@ -58,6 +68,7 @@ class RunFile:
     eval_rows: int | None
     samples: int
     max_new_tokens: int
+    import_from: str | None = None
     training: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def as_dict(self) -> dict[str, Any]:
@@ -76,8 +87,14 @@ class RunFile:
             },
             "samples": self.samples,
             "max_new_tokens": self.max_new_tokens,
+            **({"import_from": self.import_from} if self._names_code() else {}),
             "training": dict(self.training),
         }
+
+    def _names_code(self) -> bool:
+        options = [item for value in self.training.values() for item in (value if isinstance(value, list) else [value])]
+        named = (self.method, *self.rewards, *options)
+        return any(isinstance(item, str) and is_function_name(item) for item in named)
 
 
 def load_runfile(path: str | Path, overrides: Sequence[str] = ()) -> RunFile:
@@ -121,21 +138,44 @@ class Examined:
 def examine(path: str | Path, overrides: Sequence[str] = ()) -> Examined:
     """Read a run file and find every problem of it; see `load_runfile`.
 
+    Where there are problems, installed packages are asked whether they know the names.
+
     Raises:
         RunFileError: it cannot be read at all.
     """
+    found = _examine(path, overrides)
+    if found.problems and has_plugins() and not loaded_plugins():
+        load_plugins()
+        return _examine(path, overrides)
+    return found
+
+
+def _examine(path: str | Path, overrides: Sequence[str]) -> Examined:
     source = str(path)
     document = _read(source)
+    if (place := _import_from(source, document.value)) is not None:
+        look_in(place)
     merged, lines, problems = _override(document, overrides)
     problems += [Problem(key, f"stands twice, again in line {line}") for key, line in document.duplicates]
     problems += schema_problems(merged)
     broken = {_short(problem) for problem in problems}
-    if isinstance(merged, Mapping):
+    if isinstance(merged, Mapping) and (problem := own_method_problem(merged.get("method"))):
+        problems.append(Problem(("method",), problem))
+    elif isinstance(merged, Mapping):
         problems += [*rule_problems(merged, broken), *source_problems(merged, broken), *adapter_problems(merged)]
+        problems += [] if problems else config_problems(merged)
     placed = [(_line(problem.path, lines), problem) for problem in problems]
     in_order = sorted(placed, key=lambda item: (item[0], item[1].key))
     sentences = tuple(_sentence(line, problem) for line, problem in in_order)
     return Examined(source, merged, sentences, frozenset(_short(problem) for problem in problems))
+
+
+def _import_from(source: str, document: Any) -> str | None:
+    """Where modules are looked for first: what the file says, else its own directory."""
+    given = document.get("import_from") if isinstance(document, Mapping) else None
+    if isinstance(given, str):
+        return str(Path(given).expanduser().absolute())
+    return None if source.startswith(RECIPE) else str(Path(source).expanduser().absolute().parent)
 
 
 def _read(source: str) -> Document:
@@ -231,6 +271,7 @@ def _make(source: str, document: Mapping[str, Any]) -> RunFile:
         streaming=bool(data.get("streaming")),
         eval=data.get("eval"),
         eval_rows=data.get("eval_rows"),
+        import_from=_import_from(source, document),
         training=training,
     )
 

@@ -16,14 +16,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Union
 
-from burnish import compat
 from burnish.advantages import advantages
-from burnish.cli.methods import METHODS, Method, load, load_losses
+from burnish.cli.methods import METHODS, Method, load
 from burnish.cli.ranges import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, RANGES
 from burnish.data.prompt_rows import RESERVED_COLUMNS
 from burnish.data.sources import FILE_KINDS
 from burnish.importance import importance_corrections
-from burnish.losses import kl_estimators
+from burnish.losses import divergences, kl_estimators
 from burnish.losses.policy import RATIO_LEVELS
 from burnish.models.adapters import OTHERS_BECAUSE, PLAIN_LORA, SUPPORTED
 from burnish.models.embedded import EMBEDDED
@@ -31,6 +30,7 @@ from burnish.registry import Entry, Table
 from burnish.rewards.catalog import reward_functions
 from burnish.rewards.choices import ISOLATIONS, POLICIES
 from burnish.trainers.config import CHOICES, REFUSED
+from burnish.trainers.online import OnlineTrainer
 from burnish.trainers.ppo_options import CRITICS, REWARD_SCALINGS
 from burnish.trainers.rollout_options import RolloutOptions
 
@@ -42,8 +42,9 @@ UNREAD_ADAPTER_FIELDS = {
     "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "megatron_core",
     "runtime_config",
 }  # fmt: skip
-# Options of methods that draw their own answers -> what they may be: names of functions, and settings.
-OF_ROLLOUTS: Mapping[str, Iterable[Any]] = {
+# Options that name a function, or a setting -> what they may be.
+NAMED: Mapping[str, Iterable[Any]] = {
+    "f_divergence_type": divergences,
     "advantage": advantages,
     "kl_estimator": kl_estimators,
     "importance_sampling_mode": importance_corrections,
@@ -54,6 +55,8 @@ OF_ROLLOUTS: Mapping[str, Iterable[Any]] = {
     "reward_scaling": REWARD_SCALINGS,
     "critic": CRITICS,
 }
+# Those of them that a function of the user's may take the place of, as module:function.
+TAKE_FUNCTIONS = ("advantage", "kl_estimator", "f_divergence_type")
 
 _SIMPLE: dict[Any, dict[str, Any]] = {
     bool: {"type": "boolean"},
@@ -81,7 +84,7 @@ def make_schema() -> dict[str, Any]:
             }
             for index, name in enumerate(METHODS)  # the first one is meant where the key is not there
         ],
-        "$defs": {name: _training(method) for name, method in METHODS.items()},
+        "$defs": {name: training_of(method) for name, method in METHODS.items()},
         "x-models": sorted(EMBEDDED),
         "x-rewards": {name: _reward(reward_functions[name].function) for name in sorted(reward_functions)},
         "x-peft": {kind.lower(): _adapter(kind) for kind in SUPPORTED},
@@ -106,7 +109,16 @@ _TEXT, _COUNT, _NOTHING = {"type": "string", "minLength": 1}, {"type": "integer"
 
 def _top_level() -> dict[str, Any]:
     return {
-        "method": {"enum": list(METHODS), "default": next(iter(METHODS)), "description": "How to train."},
+        "method": {
+            "anyOf": [{"enum": list(METHODS)}, {**FUNCTION, "x-form": "a trainer of your own as module:Trainer"}],
+            "default": next(iter(METHODS)),
+            "description": "How to train: a name, or module:Trainer.",
+        },
+        "import_from": {
+            "anyOf": [_TEXT, _NOTHING],
+            "default": None,
+            "description": "Where modules that this file names are looked for first; unset, where the file is.",
+        },
         "model": {**_TEXT, "description": "What is trained: a short name, a path, a .gguf file, or a name on the hub."},
         "ref_model": {
             "anyOf": [_TEXT, _NOTHING],
@@ -185,24 +197,55 @@ def _data() -> dict[str, Any]:
     }
 
 
-def _training(method: Method) -> dict[str, Any]:
-    config, _ = load(method)
+def facts_of(trainer: Any) -> dict[str, Any]:
+    """What commands ask about a method, read off its trainer; see `Method`."""
+    return {
+        "reads": trainer.config_class.row_kind,
+        "draws_answers": issubclass(trainer, OnlineTrainer),
+        "writes_answers": trainer.writes_answers,
+        "takes_reference": "ref_model" in _keywords(trainer),
+    }
+
+
+def _keywords(trainer: type) -> set[str]:
+    """What the constructor takes: of each class in turn, as long as it hands the rest on to the next one."""
+    found: set[str] = set()
+    for base in trainer.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+        found |= {parameter.name for parameter in parameters}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return found
+
+
+def training_of(method: Method) -> dict[str, Any]:
+    """The schema of `training` for a method, the library's or a user's."""
+    config, trainer = load(method)
     hints = typing.get_type_hints(config)
-    properties = {field.name: _option(field, hints[field.name]) for field in fields(config) if field.init}
-    losses = load_losses(method)
-    properties["loss_type"] |= _loss_type(losses, several=method.takes_several_losses)
-    if properties.get("beta", {}).get("default") == 0:
-        properties["beta"] |= {"minimum": 0}
-        del properties["beta"]["exclusiveMinimum"]
+    options = [item for item in fields(config) if item.init]
+    properties = {
+        item.name: _option(item, hints[item.name]) if is_known(item.name, config) else _own_option(item, hints)
+        for item in options
+    }
+    losses: Any = {} if trainer.loss_table is None else trainer.loss_table
+    if losses and "loss_type" in properties:
+        properties["loss_type"] |= _loss_type(losses, several=isinstance(properties["loss_type"]["default"], list))
+    if (beta := properties.get("beta", {})).get("default") == 0 and "exclusiveMinimum" in beta:
+        beta["minimum"] = beta.pop("exclusiveMinimum")
     if issubclass(config, RolloutOptions):
         properties["num_generations"]["minimum"] = config.fewest_generations
     if "judge" in properties:
         properties["judge"] |= {"anyOf": [FUNCTION, _NOTHING]}
+    own = [item for item in inspect.get_annotations(config) if item in properties]
     return {
         "type": "object",
         "additionalProperties": False,
         "properties": properties,
-        "x-unbuilt": {name: list(values) for name, values in vars(compat)[method.unbuilt].items()},
+        **({"x-own": own} if method.name not in METHODS else {}),
+        "x-facts": facts_of(trainer),
+        "x-unbuilt": {name: list(values) for name, values in vars(config).get("unbuilt", {}).items()},
         "x-reference-free": [name for name in losses if losses[name].facts.get("reference") == "none"],
         "x-corrections": {name: _token_corrections() for name in losses if _corrects_itself(losses[name])},
         "x-losses": {name: sorted(losses[name].hyper_parameters) for name in losses},
@@ -241,17 +284,33 @@ def _known_type(annotation: Any) -> dict[str, Any]:
     return {"anyOf": sorted(kind["anyOf"], key=json.dumps)} if "anyOf" in kind else kind
 
 
+def is_known(name: str, config: type) -> bool:
+    """An option of the library's or of transformers', and none that a user's configuration adds."""
+    bases = [base for base in config.__mro__ if base.__module__.split(".")[0] in ("burnish", "transformers")]
+    return any(name in inspect.get_annotations(base) for base in bases)
+
+
+def _described(field: Field[Any]) -> dict[str, Any]:
+    default = field.default if field.default is not MISSING else field.default_factory()  # pyright: ignore[reportCallIssue]
+    return {"default": default, "description": " ".join(field.metadata.get("help", "").replace("%%", "%").split())}
+
+
+def _own_option(field: Field[Any], hints: Mapping[str, Any]) -> dict[str, Any]:
+    """Type, default and sentence of an option that a user adds; of a type that YAML does not know, any value."""
+    return {**_known_type(hints[field.name]), **_described(field)}
+
+
 def _option(field: Field[Any], annotation: Any) -> dict[str, Any]:
     """Type, range, default and sentence of one option; for a refused one, what is left of it and why."""
-    default = field.default if field.default is not MISSING else field.default_factory()  # pyright: ignore[reportCallIssue]
-    described = {"default": default, "description": " ".join(field.metadata["help"].replace("%%", "%").split())}
+    described = _described(field)
     if field.name in REFUSED:
         allowed, reason = REFUSED[field.name]
         return {"enum": list(dict.fromkeys(allowed)), "x-refused": reason, **described}
     if field.name in CHOICES:
         return {"enum": list(CHOICES[field.name]), **described}
-    if field.name in OF_ROLLOUTS:
-        return {"enum": list(OF_ROLLOUTS[field.name]), **described}
+    if field.name in NAMED:
+        names = {"enum": list(NAMED[field.name])}
+        return {**({"anyOf": [names, FUNCTION]} if field.name in TAKE_FUNCTIONS else names), **described}
     kind = type_schema(annotation)
     for variant in kind.get("anyOf", [kind]):
         if variant.get("type") in ("integer", "number"):

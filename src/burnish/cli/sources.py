@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from importlib import machinery, resources
+from importlib import resources
 from pathlib import Path
-from sys import path as import_path
 from typing import Any
 
-from burnish.cli.methods import METHODS, unread_keys
+from burnish.cli.functions import named_functions
+from burnish.cli.methods import method_of, unread_keys
 from burnish.cli.validate import Problem, is_function_name, load_schema
 from burnish.cli.yamlfile import KeyPath
 from burnish.registry import closest
+from burnish.runtime.functions import missing_module
 
 RECIPE = "recipe:"
 PATH_STARTS = ("./", "../", "/", "~", ".\\", "..\\")
@@ -173,17 +174,16 @@ def _reward_settings(document: Mapping[str, Any], reward: str) -> Mapping[str, A
 
 def _reward_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
     """A method that draws its own answers needs rewards, another one has no use for them; and their names."""
-    name = document.get("method", next(iter(METHODS)))
-    method, rewards = METHODS.get(name) if isinstance(name, str) else None, rewards_of(document)
+    method, rewards = method_of(document), rewards_of(document)
     if method is None:
         return
     if method.draws_answers and not rewards:
         names = ", ".join(_known_rewards())
         yield Problem(("rewards",), f"is missing: what scores the answers? module:function, or of {names}")
     defaults = load_schema()["properties"]
-    for key, reason in unread_keys(str(name)).items():
+    for key, reason in unread_keys(method.name).items():
         if document.get(key, defaults[key]["default"]) not in (None, [], defaults[key]["default"]):
-            yield Problem((key,), f"has no effect: {name} {reason}. Remove it")
+            yield Problem((key,), f"has no effect: {method.name} {reason}. Remove it")
     for index, reward in enumerate(rewards):
         if isinstance(reward, str) and (message := _reward_problem(reward, _reward_settings(document, reward))):
             yield Problem(("rewards", index) if isinstance(document.get("rewards"), list) else ("rewards",), message)
@@ -209,17 +209,7 @@ def _reward_problem(name: str, settings: Mapping[str, Any]) -> str | None:
 
 
 def _function_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
-    options = _training(document)
-    named: dict[tuple[str | int, ...], Any] = {("training", "judge"): options.get("judge")}
-    named |= {("rewards", index): reward for index, reward in enumerate(rewards_of(document))}
-    losses = options.get("loss_type")
-    if isinstance(losses, list):
-        named |= {("training", "loss_type", index): loss for index, loss in enumerate(losses)}
-    else:
-        named["training", "loss_type"] = losses
-    for key, item in named.items():
-        if not (isinstance(item, str) and is_function_name(item)):
-            continue
-        package = item.partition(":")[0].partition(".")[0]
-        if machinery.PathFinder.find_spec(package, [str(Path.cwd()), *import_path]) is None:
-            yield Problem(key, f"is {item!r}, but there is no module {package!r} here or among the installed packages")
+    rewards = {("rewards", index): reward for index, reward in enumerate(rewards_of(document))}
+    for key, item in {**named_functions(_training(document)), **rewards}.items():
+        if isinstance(item, str) and is_function_name(item) and (problem := missing_module(item)):
+            yield Problem(key, f"is {item!r}, but {problem}")

@@ -8,8 +8,8 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from burnish.cli.methods import unread_keys
-from burnish.cli.validate import MAX_SHOWN_CHOICES, load_schema
+from burnish.cli.methods import find, unread_keys
+from burnish.cli.validate import MAX_SHOWN_CHOICES, is_function_name, load_schema, own_method_problem, training_schema
 from burnish.registry import closest
 
 WIDTH = 100
@@ -69,6 +69,7 @@ OF_METHOD: dict[str, tuple[str, ...]] = {
     "kto": ("loss_type", "beta", "desirable_weight", "undesirable_weight", "max_length"),
     "reward": ("loss_type", "label_smoothing", "center_rewards_coefficient", "margin_from_scores", "max_length"),
 }
+SELDOM = ("training", "import_from")  # top-level keys: one is below, and one is for files that have moved
 ESSENTIAL = (
     "output_dir",
     "learning_rate",
@@ -96,24 +97,28 @@ def template(method: str, *, every_option: bool = False) -> str:
     """A run file of defaults, each key below its sentence.
 
     Args:
-        method: a method of the schema.
+        method: a method of the schema, or `module:Trainer`.
         every_option: also the options that seldom matter, as comments.
 
     Raises:
         ValueError: there is no such method.
     """
     schema = load_schema()
-    if method not in schema["$defs"]:
+    if is_function_name(method) and (problem := own_method_problem(method)) is not None:
+        raise ValueError(problem)
+    found = find(method)
+    if found is None:
         known = ", ".join(schema["$defs"])
         raise ValueError(f"there is no method {method!r}{closest(method, schema['$defs']) or ';'} known: {known}")
-    options, examples = schema["$defs"][method]["properties"], EXAMPLES[method]
-    essential = (*OF_METHOD[method], *ESSENTIAL)
+    options = training_schema({"method": method})["properties"]
+    examples = EXAMPLES.get(method) or EXAMPLES["grpo" if found.draws_answers else "dpo"]
+    essential = (*options_of(method), *ESSENTIAL)
     more = "" if every_option else f" The rest: burnish init {method} --all."
     lines = [f"# A run of {method}. Check it: burnish check FILE. Start it: burnish train FILE.{more}"]
     for name, option in schema["properties"].items():
         if name == "data":
             lines += ["", *_comment(option, ""), "data:", *_entries(option["properties"], "  ", examples)]
-        elif name != "training" and name not in unread_keys(method):
+        elif name not in SELDOM and name not in unread_keys(method):
             lines += ["", *_entry(name, option, "", value=method if name == "method" else examples.get(name))]
     lines += ["", *_comment({"description": "Options of the method; these are the defaults."}, ""), "training:"]
     for name in essential:
@@ -122,6 +127,11 @@ def template(method: str, *, every_option: bool = False) -> str:
         lines += ["", "  # Options that seldom matter; remove the # to set one.", ""]
         lines += _rest(options, essential)
     return "\n".join(lines) + "\n"
+
+
+def options_of(method: str) -> tuple[str, ...]:
+    """The options that matter most: of a user's trainer those of its own configuration."""
+    return OF_METHOD.get(method) or tuple(training_schema({"method": method})["x-own"])
 
 
 def shorten(description: str, *, length: int = 160) -> str:

@@ -14,9 +14,10 @@ from rich.text import Text
 from transformers import TrainerCallback
 from transformers.utils.logging import disable_progress_bar as disable_bars_of_loading
 
-from burnish.cli.methods import METHODS, load
+from burnish.cli.functions import with_functions
+from burnish.cli.methods import load, method_named
 from burnish.cli.plan import plan_lines
-from burnish.cli.run import load_data, make_trainer, with_functions
+from burnish.cli.run import load_data, make_trainer
 from burnish.cli.runfile import RunFile
 from burnish.report.trace import Trace, trace_of
 from burnish.report.trace_console import trace_table
@@ -83,7 +84,7 @@ def trace_run(runfile: RunFile) -> Trace:
         DataError: rows that cannot be trained on, as `burnish check` and `burnish train` say it.
         ValueError: an option or a combination that is not supported.
     """
-    make_config, trainer_class = load(METHODS[runfile.method])
+    make_config, trainer_class = load(method_named(runfile.method))
     witness = Witness()
     disable_bars_of_rows()
     disable_bars_of_loading()

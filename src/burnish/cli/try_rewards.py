@@ -6,9 +6,10 @@ from typing import Any
 
 from rich.console import Console
 
-from burnish.cli.methods import METHODS, load
+from burnish.cli.functions import reward_functions, with_functions
+from burnish.cli.methods import load, method_named
 from burnish.cli.rewards import show_trial
-from burnish.cli.run import load_data, reward_functions, rows_by_source, with_functions
+from burnish.cli.run import load_data, rows_by_source
 from burnish.cli.runfile import RunFile
 from burnish.rewards import Scorer
 
@@ -19,7 +20,7 @@ def try_run_rewards(runfile: RunFile, *, sample: int, console: Console | None = 
     Raises:
         ValueError: the method draws no answers, or a function needs a column that is not there.
     """
-    method = METHODS[runfile.method]
+    method = method_named(runfile.method)
     if not method.draws_answers:
         raise ValueError(f"method {runfile.method} draws no answers, so it has no rewards to try")
     make_config, _ = load(method)

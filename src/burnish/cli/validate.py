@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import jsonschema
 
 from burnish.compat import MODEL_CONFIG_FIELDS
-from burnish.registry import closest
+from burnish.registry import Plugin, closest, loaded_plugins
+from burnish.runtime.functions import import_named
 
 if TYPE_CHECKING:
     from jsonschema import ValidationError
@@ -55,22 +56,69 @@ class Problem:
         return ".".join(map(str, self.path)) or "the file"
 
 
-@functools.cache
 def load_schema() -> dict[str, Any]:
-    """schema.json of this package."""
+    """schema.json of this package; once plugins are loaded, the schema with their rows."""
+    plugins = loaded_plugins()
+    return _schema_with(plugins) if plugins else _stored_schema()
+
+
+@functools.cache
+def _stored_schema() -> dict[str, Any]:
     return json.loads((resources.files("burnish.cli") / "schema.json").read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _schema_with(plugins: tuple[Plugin, ...]) -> dict[str, Any]:
+    del plugins  # what they registered is in the tables
+    from burnish.cli.schema import make_schema
+
+    return make_schema()
 
 
 def training_schema(document: Any) -> dict[str, Any]:
     """The schema of `training` for the document's method; of the first method if it names none that exists."""
     methods = load_schema()["$defs"]
     method = document.get("method") if isinstance(document, Mapping) else None
+    if isinstance(method, str) and is_function_name(method) and own_method_problem(method) is None:
+        return _own_training(method, own_class(method))
     return methods[method] if isinstance(method, str) and method in methods else next(iter(methods.values()))
+
+
+def own_class(name: str) -> Any:
+    """The class of `module:Trainer`, which can be loaded."""
+    return import_named(name, option="method")
+
+
+@functools.cache
+def _own_training(name: str, trainer: Any) -> dict[str, Any]:
+    del trainer  # of the same name another one, if the module was loaded anew
+    from burnish.cli.methods import Method
+    from burnish.cli.schema import training_of
+
+    return training_of(Method(name, name))
+
+
+def own_method_problem(name: Any) -> str | None:
+    """What keeps `module:Trainer` from being a method, or None: of other names too, which the schema knows."""
+    if not (isinstance(name, str) and is_function_name(name)):
+        return None
+    from burnish.cli.own import own_problem
+
+    return own_problem(name)
+
+
+def document_schema(document: Any) -> dict[str, Any]:
+    """The schema of a document: with a trainer of the user's as its method, that of its options."""
+    schema, method = load_schema(), document.get("method") if isinstance(document, Mapping) else None
+    if not (isinstance(method, str) and is_function_name(method)):
+        return schema
+    training = {"type": "object"} if own_method_problem(method) else _own_training(method, own_class(method))
+    return {**schema, "allOf": [{"properties": {"training": training}}]}
 
 
 def schema_problems(document: Any) -> list[Problem]:
     """Unknown and missing keys, wrong types, values out of range or not among the choices."""
-    validator = jsonschema.Draft202012Validator(load_schema())
+    validator = jsonschema.Draft202012Validator(document_schema(document))
     problems: dict[tuple[KeyPath, str], Problem] = {}
     for error in validator.iter_errors(_checkable(document)):
         for problem in _problems_of(error, document):
@@ -160,7 +208,7 @@ def _allowed(schema: Mapping[str, Any]) -> str:
         rest = f" and {len(shown) - MAX_SHOWN_CHOICES} more" if len(shown) > MAX_SHOWN_CHOICES else ""
         return f"one of {', '.join(shown[:MAX_SHOWN_CHOICES])}{rest}" if len(shown) > 1 else shown[0]
     if "pattern" in schema:
-        return "a function as module:function"
+        return schema.get("x-form", "a function as module:function")
     limits = [text.format(schema[name]) for name, text in LIMITS.items() if name in schema]
     kind = TYPE_NAMES.get(schema.get("type", ""), "any value")
     items = f" of {_plural(schema['items'])}" if schema.get("items") else ""

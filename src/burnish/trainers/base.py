@@ -13,7 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
     from burnish.models.sharing import Sharing
+    from burnish.registry import Table
 
 
 class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, PersistenceMixin, ABC):
@@ -74,6 +75,8 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, P
     """
 
     loss_is_scaled_for_ga = True
+    loss_table: ClassVar[Table[..., Any] | None] = None  # what `loss_type` names rows of
+    writes_answers: ClassVar[bool] = True  # what is trained answers prompts; a reward model scores answers instead
     config_class: type[PolicyConfig] = PolicyConfig
     couples_rows = False
     follows: frozenset[tuple[str, float | None]] = frozenset()  # metrics whose running means the loss reads

@@ -100,7 +100,8 @@ class PolicyConfig(DataOptions):
 
     `options_set` holds the names of those that were given another value than their default. What a method does with
     rows is no option: `keeps_template_end`, see `burnish.data.encode.train_tokens`, `margin_from_scores`, see
-    `PreferenceCollator`, and `row_kind` and `whole_rows`, see `prepare_preferences`.
+    `PreferenceCollator`, and `row_kind` and `whole_rows`, see `prepare_preferences`; `row_kind` may also be prompts, or
+    a kind that only the trainer knows.
     """
 
     keeps_template_end = False

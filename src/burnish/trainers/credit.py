@@ -169,7 +169,8 @@ class Credit:
     def _costs(self, batch: RolloutBatch, mask: Bool[Tensor, "N T"]) -> Float[Tensor, "N T"]:
         if batch.ref_logps is None or batch.old_logps is None or not self.options.use_kl_in_reward:
             return torch.zeros(mask.shape, dtype=wide(mask).dtype, device=mask.device)
-        kl = kl_estimators[self.options.kl_estimator].function(wide(batch.old_logps), wide(batch.ref_logps))
+        estimator = kl_estimators.entry(self.options.kl_estimator)
+        kl = estimator.function(wide(batch.old_logps), wide(batch.ref_logps))
         return torch.where(mask, self.kl_coef * kl, 0.0)
 
     def _means(self, earned: Earned, batch: RolloutBatch) -> dict[str, Mean]:

@@ -16,6 +16,7 @@ import torch
 from burnish.compat import UNBUILT_DPO, accept_trl_fields
 from burnish.losses.auxiliary import load_balancing
 from burnish.losses.pairing import pair_logps, wpo_weights
+from burnish.losses.preference import preference_losses
 from burnish.models.forward import forward
 from burnish.models.introspect import router_aux_loss_coef
 from burnish.trainers import pair_metrics
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from burnish.models.divergence import Teacher
+    from burnish.models.reference import ModelReference
 
 
 @accept_trl_fields(UNBUILT_DPO)
@@ -84,14 +86,16 @@ class DPOTrainer(SamplingMixin, ReferringTrainer):
     Arguments as in `PolicyTrainer`, and:
 
     Args:
-        ref_model: the reference policy, a model or a name. If None: the data set's `ref_chosen_logps` and
-            `ref_rejected_logps` where it has them; the policy without its new adapter, or a copy of the adapter that
-            it came with; else a frozen copy of the policy, taken now. Losses that read no reference have none.
+        ref_model: the reference policy, a model, a name, or a `ModelReference`. If None: the data set's
+            `ref_chosen_logps` and `ref_rejected_logps` where it has them; the policy without its new adapter, or a copy
+            of the adapter that it came with; else a frozen copy of the policy, taken now. Losses that read no reference
+            have none.
 
     Source: Rafailov et al., "Direct Preference Optimization" (2305.18290).
     """
 
     config_class = DPOConfig
+    loss_table = preference_losses
     args: DPOConfig
 
     def __init__(
@@ -99,7 +103,7 @@ class DPOTrainer(SamplingMixin, ReferringTrainer):
         model: str | PreTrainedModel | PeftModel,
         args: DPOConfig | None = None,
         *,
-        ref_model: str | PreTrainedModel | PeftModel | None = None,
+        ref_model: str | PreTrainedModel | PeftModel | ModelReference | None = None,
         **kwargs: Any,
     ) -> None:
         options = self.checked_args(args)

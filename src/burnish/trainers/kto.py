@@ -82,6 +82,7 @@ class KTOTrainer(ReferringTrainer):
     """
 
     config_class = KTOConfig
+    loss_table = unpaired_losses
     args: KTOConfig
 
     def __init__(

@@ -111,6 +111,10 @@ class OnlineTrainer(PromptEvaluationMixin, PolicyTrainer, ABC):
         """The function that `_credit` makes advantages with, its hyper-parameters bound."""
         return advantages.bind([self.advantage_choice(options)], options)[0]
 
+    def objective_lines(self) -> list[str]:
+        """How rewards become advantages, and what to watch, for a person."""
+        return [f"advantage {self.credit_entry.name}"]
+
     # What prompts are.
 
     def _prepare_dataset(self, dataset: Any, name: str) -> Dataset:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from burnish.losses.auxiliary import load_balancing
+from burnish.losses.policy import policy_losses
 from burnish.models.forward import forward
 from burnish.models.introspect import router_aux_loss_coef
 from burnish.models.reference import ModelReference
@@ -42,14 +43,14 @@ class KLUse:
     Attributes:
         option: what the coefficient is called.
         coefficient: 0: there is no reference.
-        estimator: a name of the table.
+        estimator: a name of the table, or a callable.
         in_reward: taken off the rewards, instead of added to the loss.
         correct: multiplied by the ratio in the loss.
     """
 
     option: str
     coefficient: float
-    estimator: str
+    estimator: Any
     in_reward: bool
     correct: bool
 
@@ -60,10 +61,11 @@ class PolicyGradientTrainer(OnlineTrainer, ABC):
     Arguments as in `OnlineTrainer`, and:
 
     Args:
-        ref_model: the reference policy, a model or a name; if the KL is used and None, a frozen copy of the policy,
-            taken now.
+        ref_model: the reference policy, a model, a name, or a `ModelReference`; if the KL is used and None, a frozen
+            copy of the policy, taken now.
     """
 
+    loss_table = policy_losses
     args: Any
     first_policy_step: int = 0  # the policy rests before it
 
@@ -73,7 +75,7 @@ class PolicyGradientTrainer(OnlineTrainer, ABC):
         reward_funcs: Any = None,
         args: Any = None,
         *,
-        ref_model: str | PreTrainedModel | None = None,
+        ref_model: str | PreTrainedModel | ModelReference | None = None,
         **kwargs: Any,
     ) -> None:
         options = self.checked_args(args)

@@ -84,7 +84,7 @@ class PolicyObjective:
         return Term(name=name, losses=reduced, per=per, coefficient=coefficient)
 
 
-def bind_objective(config: PolicyLossOptions, *, kl_coef: float, correct_kl: bool, kl: str) -> PolicyObjective:
+def bind_objective(config: PolicyLossOptions, *, kl_coef: float, correct_kl: bool, kl: Any) -> PolicyObjective:
     """The objective that a configuration names, called once on made-up tokens.
 
     Raises:
@@ -98,7 +98,7 @@ def bind_objective(config: PolicyLossOptions, *, kl_coef: float, correct_kl: boo
         entry=entry,
         level=ratio_level(entry, config.importance_sampling_level),
         max_completion_length=config.max_completion_length,
-        kl=kl_estimators[kl].function,
+        kl=kl_estimators.entry(kl).function,
         kl_coef=kl_coef,
         correct_kl=correct_kl,
     )

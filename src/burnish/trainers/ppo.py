@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
+    from burnish.models.reference import ModelReference
+
 FOLLOWED_KL = ("policy/approxkl_avg", 0.0)  # of the last step
 
 
@@ -67,7 +69,7 @@ class PPOTrainer(CriticMixin, HeldOutMixin, PolicyGradientTrainer):
         args: PPOConfig | None = None,
         *,
         reward_model: Any = None,
-        ref_model: str | PreTrainedModel | None = None,
+        ref_model: str | PreTrainedModel | ModelReference | None = None,
         value_model: str | PreTrainedModel | None = None,
         ptx_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,

@@ -25,7 +25,7 @@ class CreditOptions(PolicyLossOptions):
     """
 
     kl_coef: float = arg(0.05, "What a nat of KL to the reference costs; 0: no reference is loaded.")
-    kl_estimator: str = arg("k1", "Estimator of the KL to the reference: k1, k2, k3 or abs.")
+    kl_estimator: Any = arg("k1", "Estimator of the KL to the reference: k1, k2, k3, abs, or a callable.")
     use_kl_in_reward: bool = arg(True, "Take the KL off the rewards of the tokens; False adds it to the loss.")
     use_bias_correction_kl: bool = arg(
         True, "Multiply a KL in the loss by the ratio of policy to old policy, which makes its gradient right."
@@ -64,7 +64,7 @@ class CreditOptions(PolicyLossOptions):
         _check_numbers(self)
         if self.reward_scaling not in REWARD_SCALINGS:
             raise ValueError(f"reward_scaling={self.reward_scaling!r}; allowed: {', '.join(REWARD_SCALINGS)}")
-        kl_estimators[self.kl_estimator]
+        kl_estimators.entry(self.kl_estimator)
         if self.lam_length_alpha is not None and "lam" in self.options_set:
             raise ValueError("lam and lam_length_alpha both say what lambda is: set one of them")
         if self.missing_eos_penalty is not None and self.bootstrap_truncated:

@@ -26,7 +26,14 @@ from burnish.models.moving import (
     check_can_follow,
 )
 from burnish.models.refcache import StartingPolicy
-from burnish.models.reference import FromColumns, FrozenModel, NoReference, Reference, frozen_copy, given_model
+from burnish.models.reference import (
+    FromColumns,
+    ModelReference,
+    NoReference,
+    Reference,
+    frozen_copy,
+    given_model,
+)
 from burnish.trainers.config import PolicyConfig, arg
 from burnish.trainers.precompute import check_can_precompute
 
@@ -119,7 +126,7 @@ def mover(options: ReferenceOptions) -> Callable[..., MovingReference] | None:
 
 def make_reference(
     trainer: ReferringTrainer,
-    ref_model: str | PreTrainedModel | PeftModel | None,
+    ref_model: str | PreTrainedModel | PeftModel | ModelReference | None,
     *,
     need_reference: bool = True,
     needs: Collection[str] = (),
@@ -150,7 +157,7 @@ def make_reference(
 
 def choose_reference(
     policy: PreTrainedModel,
-    ref_model: str | PreTrainedModel | PeftModel | None,
+    ref_model: str | PreTrainedModel | PeftModel | ModelReference | None,
     options: ReferenceOptions,
     *,
     columns: Collection[str] = (),
@@ -162,7 +169,7 @@ def choose_reference(
 
     Args:
         policy: with `install_forward`, before its first step, on its device.
-        ref_model: what the user gave as the reference, or None.
+        ref_model: what the user gave as the reference: a model, a reference of its own, or None.
         options: of the reference.
         columns: of the training rows.
         need_reference: whether any loss reads the reference.
@@ -192,15 +199,29 @@ def choose_reference(
     return _of_model(policy, ref_model, options)
 
 
+def _own_reference(reference: ModelReference, options: ReferenceOptions) -> ModelReference:
+    """A reference of the user's, as it is."""
+    if chosen := switches(options):
+        raise ValueError(
+            f"{chosen[0]} makes a reference of a model, and ref_model is one already, a {type(reference).__name__}: "
+            "leave out one of the two"
+        )
+    return reference
+
+
 def _of_columns(own: list[str]) -> FromColumns:
     knows_tokens = any(column in own for column in TOKENS)
     return FromColumns(f"columns {' and '.join(own)} of the data set", knows_tokens=knows_tokens)
 
 
 def _of_model(
-    policy: PreTrainedModel, ref_model: str | PreTrainedModel | PeftModel | None, options: ReferenceOptions
-) -> FrozenModel:
+    policy: PreTrainedModel,
+    ref_model: str | PreTrainedModel | PeftModel | ModelReference | None,
+    options: ReferenceOptions,
+) -> ModelReference:
     """The given model, or a copy of the policy; in a moving reference, if one is asked for."""
+    if isinstance(ref_model, ModelReference):
+        return _own_reference(ref_model, options)
     move = mover(options)
     if move is not None:
         _refuse_adapters(policy, switch=switches(options)[0])
@@ -224,7 +245,7 @@ def _of_model(
 
 def _refuse_two(
     policy: PreTrainedModel,
-    ref_model: str | PreTrainedModel | PeftModel | None,
+    ref_model: Any,
     options: ReferenceOptions,
     *,
     own: list[str],
@@ -254,7 +275,7 @@ def _refuse_shared(policy: nn.Module, reference: nn.Module) -> None:
 
 
 def _refuse_idle(
-    ref_model: str | PreTrainedModel | PeftModel | None,
+    ref_model: Any,
     options: ReferenceOptions,
     *,
     own: list[str],
@@ -273,7 +294,7 @@ def _refuse_idle(
 
 def _refuse_idle_names(
     policy: nn.Module,
-    ref_model: str | PreTrainedModel | PeftModel | None,
+    ref_model: Any,
     options: ReferenceOptions,
     *,
     own: list[str],

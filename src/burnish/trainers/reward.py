@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from burnish.compat import UNBUILT_REWARD, accept_trl_fields
 from burnish.data.errors import DataError
 from burnish.data.numbers import SCORE_COLUMNS
+from burnish.losses.reward import reward_losses
 from burnish.models.adapters import plain_model
 from burnish.models.introspect import end_token_ids
 from burnish.models.load import load_end_token_ids
@@ -94,6 +95,8 @@ class RewardTrainer(PolicyTrainer):
     """
 
     config_class = RewardConfig
+    loss_table = reward_losses
+    writes_answers = False
     args: RewardConfig
 
     def __init__(

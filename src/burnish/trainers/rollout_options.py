@@ -132,6 +132,8 @@ class RewardOptions(RolloutOptions):
 class OnlineConfig(RewardOptions):
     """Options of trainers that draw their own answers: sampling, rewards, and evaluation on held-out prompts."""
 
+    row_kind = "prompts"
+
     num_generations_eval: int | None = arg(
         None, "Answers to each held-out prompt, drawn at eval_temperature; unset: num_generations; 0: only greedy."
     )

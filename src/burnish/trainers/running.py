@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.utils import logging
 
+from burnish.metrics import explain
 from burnish.models.adapter_summary import adapter_line, describe_adapter
 from burnish.models.adapters import plain_model
 from burnish.models.origin import origin_of
@@ -20,8 +21,11 @@ from burnish.runtime.checkpoint import read_manifest, remove_leftovers
 from burnish.runtime.manifest import collect_manifest
 from burnish.runtime.rundir import RunDirectory
 from burnish.trainers.host import Host
+from burnish.types import Mean
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from burnish.types import TokenBatch
 
 logger = logging.get_logger(__name__)
@@ -35,6 +39,25 @@ class RunningMixin(Host):
     """
 
     run_file: Mapping[str, Any] = MappingProxyType({})
+
+    def log_metric(self, name: str, values: Tensor | float, *, weight: Tensor | None = None) -> None:
+        """Log a metric of your own from a hook of your trainer; what `loss` measures goes into its `LossOutput`.
+
+        The next log line has the mean over all values since the last one, on all processes, each of which logs the
+        same names.
+
+        Args:
+            name: as the log line has it.
+            values: of any shape.
+            weight: of the same shape; values of weight 0 are never read.
+
+        Raises:
+            ValueError: Burnish logs a metric of this name itself.
+        """
+        if explain(name) is not None:
+            raise ValueError(f"log_metric({name!r}, ...): Burnish logs {name!r} itself; choose another name")
+        measured = torch.as_tensor(values, dtype=None if isinstance(values, torch.Tensor) else torch.float64)
+        self.metric_buffer.add({name: Mean.of(measured, weight=weight).to(self.args.device)})
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train, or continue a run exactly where its checkpoint was taken.

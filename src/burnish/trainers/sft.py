@@ -69,6 +69,7 @@ class SFTTrainer(PolicyTrainer):
     """
 
     config_class = SFTConfig
+    loss_table = supervised_losses
     args: SFTConfig
 
     def __init__(self, model: str | PreTrainedModel | PeftModel, args: SFTConfig | None = None, **kwargs: Any) -> None:
