@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -11,6 +11,8 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
+
+    from burnish.types.rollout import Completion
 
 Parcel = TypeVar("Parcel", bound="TokenBatch")
 
@@ -92,6 +94,28 @@ class TokenBatch:
             **{name: values[rows, :width] for name, values in of_rows.items() if values is not None},
         )
 
+    def with_answers(self: Parcel, rows: Int[Tensor, "K"], answers: Sequence[Completion]) -> Parcel:
+        """The parcel with other answers (K) in some of its rows, of one turn each."""
+        places: list[int] = rows.tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        others = torch.ones(len(self), dtype=torch.bool, device=self.row_id.device).index_fill(0, rows, False)
+        lengths = self.completion_mask[others].sum(1).tolist()  # pyright: ignore[reportUnknownMemberType]
+        width = max(1, *lengths, *map(len, answers))
+        trained = [answer.loss_mask for answer in answers]
+        there = [torch.ones_like(mask) for mask in trained]
+        turns = None if self.turn_index is None else _placed(self.turn_index, places, [0 * m.long() for m in there], width)
+        cut = {"truncated": torch.tensor([float(answer.is_truncated) for answer in answers])}
+        return replace(
+            self,
+            completion_ids=_placed(self.completion_ids, places, [answer.token_ids for answer in answers], width),
+            completion_mask=_placed(self.completion_mask, places, there, width),
+            loss_mask=_placed(self.loss_mask, places, trained, width),
+            turn_index=turns,
+            columns={
+                name: values.index_copy(0, rows, cut[name].to(values)) if name in cut else values
+                for name, values in self.columns.items()
+            },
+        )
+
     @property
     def num_input_tokens(self) -> Int[Tensor, ""]:
         """Prompt and completion tokens, a prompt counted once for each of its rows."""
@@ -171,6 +195,10 @@ class PreferenceBatch(TokenBatch):
             coupled={name: values[kept] for name, values in self.coupled.items()},
         )
 
+    def with_answers(self, rows: Int[Tensor, "K"], answers: Sequence[Completion]) -> PreferenceBatch:
+        """As in `TokenBatch`; what the data set says of the reference's log-probs is of other answers, and goes."""
+        return replace(super().with_answers(rows, answers), ref_logps=None, ref_token_logps=None)
+
     @property
     def units(self) -> tuple[str, ...]:
         """`pair`; `chosen_token`, the trained tokens of the preferred rows; `prompt`; `row`; `token`."""
@@ -196,6 +224,17 @@ class PreferenceBatch(TokenBatch):
 def wide(tensor: Tensor) -> Tensor:
     """The tensor in float64, or in float32 where the device has no float64 (MPS): for sums of many numbers."""
     return tensor.float() if tensor.device.type == "mps" else tensor.double()
+
+
+def _placed(values: Tensor, places: Sequence[int], rows: Sequence[Tensor], width: int) -> Tensor:
+    """(N, T) values, `width` columns of them, with rows of other lengths in some places and 0 behind these."""
+    placed = torch.zeros(len(values), width, dtype=values.dtype, device=values.device)
+    kept = min(width, values.shape[1])
+    placed[:, :kept] = values[:, :kept]
+    for place, row in zip(places, rows, strict=True):
+        placed[place] = 0
+        placed[place, : len(row)] = row.to(placed)
+    return placed
 
 
 def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
