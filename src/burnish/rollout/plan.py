@@ -129,8 +129,8 @@ def refuse_cut_groups(plan: RoundPlan) -> None:
     if plan.rows % plan.num_generations:
         size = plan.num_generations
         raise ValueError(
-            f"per_device_train_batch_size={plan.rows} cuts groups of num_generations={size} answers apart, and the loss "
-            f"compares the answers of a group. Legal: per_device_train_batch_size={size}, {2 * size}, {3 * size}, …"
+            f"per_device_train_batch_size={plan.rows} cuts groups of num_generations={size} answers apart, and the "
+            f"loss compares answers. Legal: per_device_train_batch_size={size}, {2 * size}, {3 * size}, …"
         )
 
 

@@ -73,9 +73,7 @@ class OnlineReferenceMixin(Host):
 
     def _model_reference(self) -> ModelReference:
         if not isinstance(self.reference, ModelReference):
-            raise ValueError(
-                f"the loss asks its reference, and there is none ({self.reference.description}): {self.why_no_reference()}"
-            )
+            raise ValueError(f"there is no reference to ask ({self.reference.description}): {self.why_no_reference()}")
         return self.reference
 
     def follow_policy(self) -> None:

@@ -95,26 +95,23 @@ class TokenBatch:
         )
 
     def with_answers(self: Parcel, rows: Int[Tensor, "K"], answers: Sequence[Completion]) -> Parcel:
-        """The parcel with other answers (K) in some of its rows, of one turn each."""
-        places: list[int] = rows.tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-        others = torch.ones(len(self), dtype=torch.bool, device=self.row_id.device).index_fill(0, rows, False)
-        lengths = self.completion_mask[others].sum(1).tolist()  # pyright: ignore[reportUnknownMemberType]
-        width = max(1, *lengths, *map(len, answers))
+        """The parcel with other answers (K), of one turn each, in some of its rows."""
+        others = torch.ones_like(self.row_id, dtype=torch.bool).index_fill(0, rows, False)  # (N,)
+        longest = torch.where(others, self.completion_mask.sum(1), 0).max()
+        width = max(1, int(longest), *map(len, answers))
         trained = [answer.loss_mask for answer in answers]
-        there = [torch.ones_like(mask) for mask in trained]
-        turns = None if self.turn_index is None else _placed(self.turn_index, places, [0 * m.long() for m in there], width)
-        cut = {"truncated": torch.tensor([float(answer.is_truncated) for answer in answers])}
-        return replace(
-            self,
-            completion_ids=_placed(self.completion_ids, places, [answer.token_ids for answer in answers], width),
-            completion_mask=_placed(self.completion_mask, places, there, width),
-            loss_mask=_placed(self.loss_mask, places, trained, width),
-            turn_index=turns,
-            columns={
-                name: values.index_copy(0, rows, cut[name].to(values)) if name in cut else values
-                for name, values in self.columns.items()
-            },
-        )
+        columns = dict(self.columns)
+        if "truncated" in columns:
+            cut = columns["truncated"].new_tensor([float(answer.is_truncated) for answer in answers])
+            columns["truncated"] = columns["truncated"].index_copy(0, rows, cut)
+        of_rows = {
+            "completion_ids": [answer.token_ids for answer in answers],
+            "completion_mask": [torch.ones_like(mask) for mask in trained],
+            "loss_mask": trained,
+            **({} if self.turn_index is None else {"turn_index": [torch.zeros_like(mask) for mask in trained]}),
+        }
+        placed = {name: _placed(self[name], rows, new, width) for name, new in of_rows.items()}
+        return replace(self, columns=columns, **placed)
 
     @property
     def num_input_tokens(self) -> Int[Tensor, ""]:
@@ -226,14 +223,14 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.device.type == "mps" else tensor.double()
 
 
-def _placed(values: Tensor, places: Sequence[int], rows: Sequence[Tensor], width: int) -> Tensor:
+def _placed(values: Tensor, places: Int[Tensor, "K"], rows: Sequence[Tensor], width: int) -> Tensor:
     """(N, T) values, `width` columns of them, with rows of other lengths in some places and 0 behind these."""
-    placed = torch.zeros(len(values), width, dtype=values.dtype, device=values.device)
+    placed = values.new_zeros(len(values), width)
     kept = min(width, values.shape[1])
     placed[:, :kept] = values[:, :kept]
     for place, row in zip(places, rows, strict=True):
-        placed[place] = 0
-        placed[place, : len(row)] = row.to(placed)
+        placed[int(place)] = 0
+        placed[int(place), : len(row)] = row.to(placed)
     return placed
 
 
