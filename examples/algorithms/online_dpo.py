@@ -33,6 +33,6 @@ class OnlineDPOTrainer(OnlineTrainer):
         logps = forward(model, batch, temperature=batch.temperature).logps  # (N, T)
         logratios = (logps - self.compute_ref_log_probs(batch)).sum(1)  # (N,)
         side = batch.advantages[:, 0].sign()  # (N,): 1 the better answer, -1 the other one, 0 a tie
-        gap = torch.zeros_like(logratios[: len(batch.prompt_ids)]).index_add(0, batch.prompt_index, side * logratios)
-        metrics = {"rewards/accuracies": Mean.of(gap[batch.prompt_index] > 0, weight=side.abs())}
-        return LossOutput.of(-logsigmoid(self.args.beta * gap)[batch.prompt_index], per="row", metrics=metrics)
+        gap = torch.zeros_like(logratios).index_add(0, batch.prompt_index, side * logratios)[batch.prompt_index]
+        metrics = {"rewards/accuracies": Mean.of(gap > 0, weight=side.abs())}
+        return LossOutput.of(-logsigmoid(self.args.beta * gap), per="row", metrics=metrics)

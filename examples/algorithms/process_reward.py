@@ -41,7 +41,7 @@ def process(rewards: RewardTable, prompt_index: Tensor, mask: Tensor, turn_index
     """Normalised rewards of the steps from each token on, (N, T). An answer without a step is one step."""
     total = rewards.total().nan_to_num(0.0)[:, None]  # (N, 1)
     given = torch.zeros_like(mask * total) if rewards.token_rewards is None else rewards.token_rewards  # (N, T)
-    last = torch.arange(mask.shape[1], device=mask.device) == mask.sum(1, keepdim=True) - 1  # (N, T)
+    last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)  # (N, T): each answer's last token
     steps = given + last * (total - given.sum(1, keepdim=True))  # what belongs to no token is the last step
     is_step = (last | (steps != 0)) & rewards.scored.any(1, keepdim=True)  # (N, T)
     group = (prompt_index[:, None] == prompt_index).to(steps)  # (N, N)

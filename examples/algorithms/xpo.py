@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import logsigmoid
 
-from burnish import LossOutput, OnlineConfig, OnlineTrainer, RolloutBatch, Term, arg, forward
+from burnish import LossOutput, Mean, OnlineConfig, OnlineTrainer, RolloutBatch, Term, arg, forward
 
 
 @dataclass
@@ -40,12 +40,12 @@ class XPOTrainer(OnlineTrainer):
     def loss(self, model: torch.nn.Module, batch: RolloutBatch) -> LossOutput:
         """The pair's loss at each of its two answers, and the bonus at the reference's."""
         logps = forward(model, batch, temperature=batch.temperature).logps  # (N, T)
-        logratios = (logps - self.compute_ref_log_probs(batch)).sum(1).view(-1, 2)  # (P, 2)
-        side = batch.advantages.sign().view(-1, 2)  # (P, 2): 1 the better answer, -1 the other one, 0 a tie
-        losses = -logsigmoid(self.args.beta * (side * logratios).sum(1))  # (P,)
-        bonus = logps.sum(1) * torch.arange(2, device=logps.device).repeat(len(losses))  # (N,): 0 for the policy's own
+        logratios = (logps - self.compute_ref_log_probs(batch)).sum(1)  # (N,)
+        side = batch.advantages[:, 0].sign()  # (N,): 1 the better answer, -1 the other one, 0 a tie
+        gap = torch.zeros_like(logratios).index_add(0, batch.prompt_index, side * logratios)[batch.prompt_index]
+        bonus = 2 * logps.sum(1) * batch.columns["sample"]  # (N,): a mean over the pairs; 0 for the policy's own
         terms = (
-            Term(name="pair", losses=losses.repeat_interleave(2), per="row"),
-            Term(name="bonus", losses=2 * bonus, per="row", coefficient=self.args.alpha),
+            Term(name="pair", losses=-logsigmoid(self.args.beta * gap), per="row"),
+            Term(name="bonus", losses=bonus, per="row", coefficient=self.args.alpha),
         )
-        return LossOutput(terms=terms)
+        return LossOutput(terms=terms, metrics={"rewards/accuracies": Mean.of(gap > 0, weight=side.abs())})

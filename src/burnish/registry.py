@@ -104,9 +104,12 @@ class Table(Generic[Signature, Result]):
         return self._entries[name]
 
     def entry(self, choice: str | Callable[Signature, Result]) -> Entry[Signature, Result]:
-        """The row of a name, or a row made of a callable, with the table's default facts."""
+        """The row of a name or of a function of the table; any other callable is a row with the default facts."""
         if isinstance(choice, str):
             return self[choice]
+        for known in self._entries.values():
+            if known.function is choice:
+                return known
         return self._entry(getattr(choice, "__name__", "custom"), choice, None, {})
 
     def bind(

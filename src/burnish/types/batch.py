@@ -31,7 +31,8 @@ class TokenBatch:
         loss_mask: (N, T) the token is trained; a subset of `completion_mask`.
         prompt_index: (N,) each row's prompt, which is also its group.
         row_id: (N,) the row of the data set that it came from: named by every error and guard.
-        columns: per-row numbers (N,): `label`, `score`, `weight`, `source`, `truncated`.
+        columns: per-row numbers (N,): `label`, `score`, `weight`, `source`, `truncated`; of drawn answers `sample`,
+            which of the answers to its prompt a row is, from 0.
         turn_index: (N, T) the turn that a token belongs to, or None.
         extra: one mapping of opaque model inputs per prompt (images), or empty.
         is_filler: a copy that keeps this rank in step with the others; it counts for nothing.
