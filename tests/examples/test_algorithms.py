@@ -16,14 +16,14 @@ import pytest
 import torch
 from rich.console import Console
 
-HERE = Path(__file__).parents[2]
-sys.path[:0] = [str(HERE / "benchmarks"), str(HERE / "tests" / "invariants")]
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "invariants"))
 from _gallery import ALGORITHMS, GALLERY
 from _logical_lines import logical_lines
 from gallery import outcome
 from online_training import END_TOKENS, make_prompts, near_wanted
 
-from burnish import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardTable, SamplingParams
+from burnish import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, OnlineTrainer, RewardTable, SamplingParams
 from burnish.cli.run import run
 from burnish.cli.runfile import load_runfile
 from burnish.data.errors import DataError
@@ -59,7 +59,7 @@ def ending_model(seed=0, dtype=torch.float64):
 
 def make(trainer, tmp_path, *, rows=None, config=None, keywords=None, **options):
     """A trainer of the tiny model whose policy has moved away from its reference, and its first step."""
-    draws = issubclass(trainer, GRPOTrainer.__mro__[2])  # OnlineTrainer
+    draws = issubclass(trainer, OnlineTrainer)
     settings = {**QUIET, **(ROUND if draws else {}), "max_steps": 1, "learning_rate": 0.0, **options}
     made = trainer(
         ending_model(),
