@@ -30,7 +30,13 @@ from burnish.data.errors import DataError
 from burnish.generation.base import Prompt
 from burnish.generation.native import NativeGenerator
 from burnish.rewards import Scorer
-from burnish.testing import assert_advantage_contract, assert_loss_contract, assert_reward_contract
+from burnish.testing import (
+    assert_advantage_contract,
+    assert_loss_contract,
+    assert_reward_contract,
+    assert_trainer_contract,
+)
+from burnish.testing.tiny import tiny_model
 from burnish.types import Answers
 from conftest import make_model, make_rows, make_tokenizer
 
@@ -398,3 +404,59 @@ def test_losses_and_rewards_keep_the_laws():
     assert_loss_contract(load("simpo").simple_preference, beta=2.0)
     assert_loss_contract(load("rloo").whole_answer)
     assert_reward_contract(load("process_reward").equations)
+
+
+# The laws of trainers. What the reward says is no aim of GKD; its teacher must be another model than the student.
+
+
+def another_model():
+    return {"ref_model": tiny_model(1)}
+
+
+def spans(completion_ids, wanted, **_):
+    """A reward of the first token, and one of the last."""
+    scores = near_wanted(completion_ids, wanted)
+    return [
+        [(0, 1, (ids[0] % 5) / 5), (len(ids) - 1, len(ids), score)]
+        for ids, score in zip(completion_ids, scores, strict=True)
+    ]
+
+
+def as_trainer(name):
+    """A row of the gallery as arguments of its contract: its own trainer, or one of the library with its functions."""
+    module = load(name)
+    own = {
+        "orpo": ("ORPOTrainer", {}),
+        "spin": ("SPINTrainer", {"options": {"max_new_tokens": 6}}),
+        "online_dpo": ("OnlineDPOTrainer", {}),
+        "xpo": ("XPOTrainer", {}),
+        "best_of_n": ("BestOfNTrainer", {}),
+        "gkd": ("GKDTrainer", {"make_keywords": another_model, "without": ["direction of the gradient"]}),
+    }
+    if name in own:
+        trainer, keywords = own[name]
+        return vars(module)[trainer], keywords
+    kl = {"beta": 0.1, "use_kl_in_reward": True, "kl_estimator": "k1"}
+    functions = {
+        "simpo": lambda: (DPOTrainer, {"options": {"loss_type": module.simple_preference, "beta": 2.0}}),
+        "rloo": lambda: (
+            GRPOTrainer,
+            {"options": {"loss_type": module.whole_answer, "advantage": module.leave_one_out}},
+        ),
+        "reinforce_pp": lambda: (
+            GRPOTrainer,
+            {"options": {"loss_type": "ppo", "advantage": module.reinforce_pp_tokens, **kl}},
+        ),
+        "process_reward": lambda: (
+            GRPOTrainer,
+            {"options": {"loss_type": "ppo", "advantage": module.process}, "reward_funcs": spans},
+        ),
+    }
+    return functions[name]()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_trainers_keep_the_laws(name):
+    trainer, keywords = as_trainer(name)
+    assert_trainer_contract(trainer, **keywords)
