@@ -20,7 +20,7 @@ EQUATION = re.compile(r"(-?\d+) *([-+]) *(\d+) *= *(-?\d+)")
 
 
 @reward("equations")
-def equations(completions: list, token_texts: list[list[str]]) -> list:
+def equations(token_texts: list[list[str]]) -> list:
     """1 for each right equation and -1 for each wrong one, at the tokens from its first to its last character."""
 
     def steps(pieces: list[str]) -> list | float:

@@ -22,5 +22,5 @@ def reinforce_pp_tokens(rewards: RewardTable, prompt_index: Tensor, mask: Tensor
     known = mask & total.isfinite()
     kept = returns[known]  # (K,)
     if len(kept) == 0 or kept.max() == kept.min():
-        return torch.zeros_like(returns).nan_to_num(0.0)
+        return torch.zeros_like(returns)
     return torch.where(known, (returns - kept.mean()) / (kept.std() + 1e-8), 0.0)

@@ -330,16 +330,7 @@ def test_gkd(interpolation, tmp_path):
 
 def test_equations_are_scored_where_they_stand():
     pieces = [["So ", "3 +", " 4 =", " 7", ", not ", "2", "-3=", "1", "."], ["seven"]]
-    answers = Answers(
-        prompts=["3 + 4?"] * 2,
-        completions=["".join(answer) for answer in pieces],
-        completion_ids=[list(range(len(answer))) for answer in pieces],
-        prompt_index=[0, 0],
-        row_id=[0, 0],
-        decode=None,
-    )
-    given = load("process_reward").equations(answers.completions, pieces)
-    assert given == [[(1, 4, 1.0), (5, 8, -1.0)], 0.0]
+    assert load("process_reward").equations(pieces) == [[(1, 4, 1.0), (5, 8, -1.0)], 0.0]
 
 
 def test_process_reward():
