@@ -115,5 +115,3 @@ def load(method: Method) -> tuple[type[PolicyConfig], Any]:
     module, _, name = method.trainer.partition(":")
     trainer = vars(importlib.import_module(module))[name]
     return trainer.config_class, trainer
-
-

@@ -54,8 +54,7 @@ def _rollout_lines(trainer: Any, state: TrainerState) -> list[str]:
     weights = [f"{weight:g} {name}" if weight != 1 else name for name, weight in named]
     return [
         f"rewards: {' + '.join(weights)}; an answer is right from {args.solved_reward:g} on",
-        f"loss: {_loss(trainer)}; learning rate {args.learning_rate:g}, "
-        f"{_name(args.lr_scheduler_type)}",
+        f"loss: {_loss(trainer)}; learning rate {args.learning_rate:g}, {_name(args.lr_scheduler_type)}",
         *trainer.objective_lines(),
         f"{trainer.plan.describe(num_steps=state.max_steps)}; at most {sampling.max_new_tokens} tokens an answer, "
         f"temperature {sampling.temperature:g}",

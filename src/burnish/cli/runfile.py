@@ -91,7 +91,6 @@ class RunFile:
             "training": dict(self.training),
         }
 
-
     def _names_code(self) -> bool:
         options = [item for value in self.training.values() for item in (value if isinstance(value, list) else [value])]
         named = (self.method, *self.rewards, *options)

@@ -61,6 +61,7 @@ class PolicyGradientTrainer(OnlineTrainer, ABC):
     """
 
     loss_table = policy_losses
+    reads_reference = True
     args: Any
     first_policy_step: int = 0  # the policy rests before it
 
