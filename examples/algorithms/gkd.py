@@ -2,8 +2,8 @@
 
 loss = D(teacher, student) of the next-token distributions, at each token of the student's own answers
 
-D is KL(teacher || student) at beta 0, KL(student || teacher) at beta 1, the generalised Jensen-Shannon divergence
-between them. The teacher is `ref_model`; rewards are not trained on, they measure.
+D is KL(teacher || student) at interpolation 0, KL(student || teacher) at 1, between them the generalised Jensen-Shannon
+divergence (the paper's beta). The teacher is `ref_model`; rewards are not trained on, they measure.
 
 Source: Agarwal et al., "On-Policy Distillation of Language Models" (2306.13649) eq. 1 and algorithm 1, lambda 1.
 """
@@ -19,7 +19,7 @@ from burnish import LossOutput, OnlineConfig, OnlineTrainer, RolloutBatch, arg, 
 class GKDConfig(OnlineConfig):
     """Options of `GKDTrainer`, on top of `OnlineConfig`."""
 
-    beta: float = arg(0.5, "Which divergence: 0 covers the teacher, 1 says nothing that the teacher would not.")
+    interpolation: float = arg(0.5, "0 covers what the teacher may say, 1 says nothing that it would not.")
 
 
 class GKDTrainer(OnlineTrainer):
@@ -31,6 +31,6 @@ class GKDTrainer(OnlineTrainer):
 
     def loss(self, model: torch.nn.Module, batch: RolloutBatch) -> LossOutput:
         """The divergence at each token."""
-        teacher = replace(self.compute_teacher(batch), interpolation=self.args.beta)
+        teacher = replace(self.compute_teacher(batch), interpolation=self.args.interpolation)
         stats = forward(model, batch, needs={"divergence"}, teacher=teacher)
         return LossOutput.of(stats.extra["divergence"], per="token")
