@@ -110,7 +110,7 @@ class Table(Generic[Signature, Result]):
         for known in self._entries.values():
             if known.function is choice:
                 return known
-        return self._entry(getattr(choice, "__name__", "custom"), choice, None, {})
+        return self._entry(own_name(choice), choice, None, {})
 
     def bind(
         self,
@@ -220,6 +220,11 @@ def origin(function: Callable[..., Any]) -> str | None:
         return None
     owners = (plugin for plugin in load_plugins() if plugin.module.split(".")[0] == module.split(".")[0])
     return f"{module}:{function.__qualname__}" + next((f", of {plugin.package}" for plugin in owners), "")
+
+
+def own_name(function: Callable[..., Any]) -> str:
+    """What a function is called in its own module; `custom` for a callable without a name."""
+    return getattr(function, "__name__", "custom")
 
 
 def closest(name: str, known: Any) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from burnish.registry import Entry, closest
+from burnish.registry import Entry, closest, own_name
 from burnish.rewards.catalog import reward_functions
 from burnish.rewards.models import ClassifierReward
 from burnish.rewards.returns import AnswerShape
@@ -170,9 +170,8 @@ def _entry(choice: Any) -> Entry[..., Any]:
     if not callable(choice) or isinstance(choice, type):
         raise TypeError(f"a reward is the name of one, a function or a model; {choice!r} is {type(choice).__name__}")
     inner = unwrapped(choice)
-    name = reward_functions.entry(inner).name.replace("<lambda>", "lambda")
-    rows = (reward_functions[known] for known in reward_functions)
-    facts = next((row.facts for row in rows if row.function is inner), reward_functions.entry(inner).facts)
+    name = own_name(inner).replace("<lambda>", "lambda")
+    facts = reward_functions.entry(inner).facts
     return Entry(type(inner).__name__ if name == "custom" else name, choice, None, facts)
 
 
