@@ -115,6 +115,14 @@ def test_a_callable_is_a_row_with_default_facts(table):
     assert list(table) == ["linear", "affine", "bare", "margin"]
 
 
+def test_a_function_of_the_table_is_its_row(table):
+    """However it is given: by `module:function` a run file gives the function itself."""
+    function = table["affine"].function
+    assert table.entry(function) is table["affine"]
+    (bound,) = table.bind([function], Config())
+    assert (bound.name, bound.facts) == ("affine", table["affine"].facts)
+
+
 def test_a_callable_reads_options_that_no_row_would(table):
     def mine(x, *, gamma):
         return gamma * x

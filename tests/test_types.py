@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from burnish.types import LossOutput, Mean, PairLogps, PreferenceBatch, Term, TokenBatch, TokenStats
+from burnish.types import Completion, LossOutput, Mean, PairLogps, PreferenceBatch, Term, TokenBatch, TokenStats
 
 
 def example_batch(**changes) -> TokenBatch:
@@ -88,6 +88,35 @@ def test_a_row_in_several_pairs():
     """K-wise: both orders of the same two rows are two pairs with 2 + 1 chosen tokens, and still two rows."""
     batch = example_pairs(pairs=torch.tensor([[0, 1], [1, 0]]))
     assert counts_of(batch) == {"pair": 2.0, "chosen_token": 3.0, "prompt": 1.0, "row": 2.0, "token": 3.0}
+
+
+def answer(*tokens: int, untrained: tuple[int, ...] = (), **changes) -> Completion:
+    count = len(tokens)
+    trained = torch.tensor([place not in untrained for place in range(count)], dtype=torch.bool)
+    numbers = {"logps": torch.zeros(count), "kept_mass": torch.ones(count), "loss_mask": trained}
+    ids = {"prompt_ids": torch.tensor([5, 6]), "token_ids": torch.tensor(tokens, dtype=torch.int64)}
+    return Completion(**{**numbers, **ids, **changes})
+
+
+def test_other_answers_in_some_rows():
+    """The rejected row gets three tokens, one of them not trained: the parcel grows. The chosen row stays."""
+    batch = example_pairs(ref_logps=torch.zeros(2), columns={"truncated": torch.zeros(2)})
+    cut = answer(9, 9, 3, untrained=(1,), finish_reason="length")
+    found = batch.with_answers(batch.pairs[:, 1], [cut])
+    assert found.completion_ids.tolist() == [[7, 2, 0], [9, 9, 3]]
+    assert found.completion_mask.tolist() == [[True, True, False], [True, True, True]]
+    assert found.loss_mask.tolist() == [[True, True, False], [True, False, True]]
+    assert found.columns["truncated"].tolist() == [0.0, 1.0]
+    assert (found.pairs.tolist(), found.ref_logps) == ([[0, 1]], None)
+    assert batch.completion_ids.tolist() == [[7, 2], [8, 0]]
+
+
+def test_other_answers_in_all_rows_make_the_parcel_as_wide_as_they_are():
+    batch = example_batch(turn_index=torch.tensor([[0, 1], [2, 0]]))
+    found = batch.with_answers(torch.tensor([1, 0]), [answer(4), answer()])
+    assert found.completion_ids.tolist() == [[0], [4]]
+    assert found.completion_mask.tolist() == [[False], [True]]
+    assert found.turn_index.tolist() == [[0], [0]]
 
 
 def test_filler_counts_for_nothing():

@@ -104,10 +104,13 @@ class Table(Generic[Signature, Result]):
         return self._entries[name]
 
     def entry(self, choice: str | Callable[Signature, Result]) -> Entry[Signature, Result]:
-        """The row of a name, or a row made of a callable, with the table's default facts."""
+        """The row of a name or of a function of the table; any other callable is a row with the default facts."""
         if isinstance(choice, str):
             return self[choice]
-        return self._entry(getattr(choice, "__name__", "custom"), choice, None, {})
+        for known in self._entries.values():
+            if known.function is choice:
+                return known
+        return self._entry(own_name(choice), choice, None, {})
 
     def bind(
         self,
@@ -217,6 +220,11 @@ def origin(function: Callable[..., Any]) -> str | None:
         return None
     owners = (plugin for plugin in load_plugins() if plugin.module.split(".")[0] == module.split(".")[0])
     return f"{module}:{function.__qualname__}" + next((f", of {plugin.package}" for plugin in owners), "")
+
+
+def own_name(function: Callable[..., Any]) -> str:
+    """What a function is called in its own module; `custom` for a callable without a name."""
+    return getattr(function, "__name__", "custom")
 
 
 def closest(name: str, known: Any) -> str:

@@ -35,6 +35,7 @@ def test_prompts_are_padded_on_the_left_and_answers_on_the_right():
     assert torch.equal(batch.loss_mask, batch.completion_mask)
     assert batch.prompt_index.tolist() == [0, 0, 1, 1]
     assert batch.row_id.tolist() == [30, 30, 10, 10]
+    assert batch.columns["sample"].tolist() == [0, 1, 0, 1]
     assert batch.advantages.tolist() == [[0.0]] * 4
     assert (batch.temperature, batch.turn_index, batch.old_logps) == (0.7, None, None)
 

@@ -35,7 +35,12 @@ SIGNATURES = {
     "PolicyTrainer.binding": "(self)",
     "PolicyTrainer.log_metric": "(self, name, values, *, weight=None)",
     "OnlineTrainer.__init__": "(self, model, reward_funcs, args=None, *, reward_processing_classes=None, "
-    "generator=None, train_dataset=None, eval_dataset=None, **kwargs)",
+    "generator=None, ref_model=None, train_dataset=None, eval_dataset=None, **kwargs)",
+    "OnlineTrainer.draw": "(self, prompts, num_samples, *, model=None, stream=0)",
+    "OnlineTrainer.compute_ref_log_probs": "(self, batch)",
+    "OnlineTrainer.compute_teacher": "(self, batch)",
+    "DPOTrainer.draw": "(self, batch, rows, params, *, model=None)",
+    "TokenBatch.with_answers": "(self, rows, answers)",
     "OnlineTrainer.advantage_choice": "(self, options)",
     "OnlineTrainer._generate": "(self, prompts)",
     "OnlineTrainer._calculate_rewards": "(self, answers, num_tokens)",

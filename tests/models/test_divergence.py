@@ -101,9 +101,32 @@ def test_gradcheck(spec, teacher_spec):
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_finite_at_extremes(spec):
+@pytest.mark.parametrize("interpolation", [0.25, 1.0])
+def test_between_teacher_and_model(interpolation, spec):
+    """b KL(q || m) + (1 - b) KL(p || m) with m = b q + (1 - b) p, from whole distributions; at 1, KL(p || q)."""
+    operands, teacher = make_operands()
+    teacher, mask = replace(teacher, spec=spec, interpolation=interpolation), torch.ones(5, 1, dtype=torch.bool)
+
+    def log_probs(hidden, weight, bias):
+        logits = spec.scale * (hidden @ weight.T + bias)
+        return (logits if spec.softcap is None else spec.softcap * torch.tanh(logits / spec.softcap)).log_softmax(-1)
+
+    log_p, log_q = log_probs(*operands), log_probs(teacher.hidden[:, 0], teacher.weight, teacher.bias)
+    p, q = log_p.exp(), log_q.exp()
+    m = interpolation * q + (1 - interpolation) * p
+    expected = (1 - interpolation) * (p * (log_p - m.log())).sum(1) + interpolation * (q * (log_q - m.log())).sum(1)
+    if interpolation == 1:
+        expected = (p * (log_p - log_q)).sum(1)
+    torch.testing.assert_close(divergence_from(teacher, mask, *operands, spec=spec), expected, rtol=1e-10, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda *inputs: divergence_from(teacher, mask, *inputs, spec=spec), operands)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("interpolation", [0.0, 0.5, 1.0])
+def test_finite_at_extremes(interpolation, spec):
     """Logits of thousands in float32: not negative, and nothing overflows."""
     operands, teacher = make_operands(dtype=torch.float32, size=1000.0)
+    teacher = replace(teacher, interpolation=interpolation)
     divergence = divergence_from(teacher, torch.ones(5, 1, dtype=torch.bool), *operands, spec=spec)
     divergence.sum().backward()
     assert (divergence >= 0).all()
@@ -209,5 +232,7 @@ def test_what_cannot_be_compared_is_refused():
     other = teacher_of(model, batch)
     with pytest.raises(ValueError, match="the policy has 259 tokens, the reference 200"):
         forward(model, batch, needs=("divergence",), teacher=replace(other, weight=other.weight[:200]))
+    with pytest.raises(ValueError, match=r"interpolation=1.5; allowed: 0, KL\(teacher \|\| model\), to 1"):
+        replace(other, interpolation=1.5)
     with pytest.raises(ValueError, match=r"of another batch: \(4, 3\) rows and states, expected \(4, 4\)"):
         forward(model, batch, needs=("divergence",), teacher=replace(other, hidden=other.hidden[:, 1:]))

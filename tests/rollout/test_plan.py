@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from burnish.rollout.plan import RoundPlan, cut_rows, plan_round
+from burnish.rollout.plan import RoundPlan, cut_rows, plan_round, refuse_cut_groups
 
 DEFAULTS = {
     "num_generations": 4,
@@ -121,3 +121,10 @@ def test_every_row_is_cut_into_one_micro_batch(changed):
     assert len(steps) == found.steps
     assert all(len(step) == found.micro_batches for step in steps)
     assert [row for step in steps for rows in step for row in rows] == list(range(found.rows_per_process))
+
+
+def test_groups_that_a_micro_batch_would_cut_apart():
+    whole = RoundPlan(num_generations=4, rows=8, micro_batches=2, steps=1)
+    refuse_cut_groups(whole)
+    with pytest.raises(ValueError, match=r"=6 cuts groups of num_generations=4 .* Legal: .*=4, 8, 12, …"):
+        refuse_cut_groups(RoundPlan(num_generations=4, rows=6, micro_batches=2, steps=1))

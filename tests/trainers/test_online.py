@@ -22,12 +22,13 @@ from online_training import (
 )
 from training import relative_distance, step_gradients
 
+from burnish import OnlineConfig, OnlineTrainer, forward
 from burnish.compat import UNBUILT_GRPO_ARGUMENTS
 from burnish.generation.native import NativeGenerator
 from burnish.rewards import RewardError
 from burnish.runtime.rundir import read_events
 from burnish.trainers.grpo import GRPOConfig, GRPOTrainer
-from burnish.types import Completion
+from burnish.types import Completion, LossOutput
 from conftest import make_model, make_tokenizer
 
 
@@ -467,3 +468,70 @@ def test_a_model_whose_answers_never_end_by_themselves(tmp_path):
 def test_end_tokens_are_those_of_tokenizer_and_model(tmp_path):
     trainer = make_online_trainer(tmp_path)
     assert set(trainer.sampling.end_token_ids) == {2, *END_TOKENS}
+
+
+# What a trainer of one's own may ask for.
+
+
+class Reinforce(OnlineTrainer):
+    """-A log p of each token."""
+
+    def loss(self, model, batch):
+        logps = forward(model, batch, temperature=batch.temperature).logps
+        return LossOutput.of(-batch.advantages * logps, per="token")
+
+
+class Compared(Reinforce):
+    """The same, with a reference."""
+
+    reads_reference = True
+
+
+def own_trainer(trainer, tmp_path, **given):
+    rounds = {"num_generations": 2, "per_device_train_batch_size": 4, "max_completion_length": 4, "max_steps": 1}
+    quiet = {"report_to": "none", "disable_tqdm": True, "cpu_tuning": "off", "reward_isolation": "none"}
+    options = given.pop("options", {})
+    return trainer(
+        ending_model(),
+        near_wanted,
+        OnlineConfig(output_dir=str(tmp_path / "run"), **{**rounds, **quiet, **options}),
+        train_dataset=make_prompts(4),
+        processing_class=make_tokenizer(),
+        **given,
+    )
+
+
+def test_a_reference_is_there_for_those_that_state_it(tmp_path):
+    trainer = own_trainer(Compared, tmp_path, ref_model=ending_model(1))
+    batch = trainer._generate_and_score_completions(trainer._draw_prompts(2))
+    expected = forward(trainer.reference.model, batch).logps
+    assert torch.equal(trainer.compute_ref_log_probs(batch), expected)
+    assert trainer.compute_teacher(batch).hidden.shape[:2] == (4, batch.completion_ids.shape[1] + 1)
+    assert trainer.binding()["reference"] == trainer.reference.fingerprint()
+    assert own_trainer(Compared, tmp_path).reference.description.startswith("copy of the policy")
+
+
+def test_a_reference_that_nothing_reads_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="Reinforce compares with no reference: state reads_reference = True"):
+        own_trainer(Reinforce, tmp_path, ref_model=ending_model(1))
+    with pytest.raises(ValueError, match="sync_ref_model is set, and none of the losses reads a reference"):
+        own_trainer(Reinforce, tmp_path, options={"sync_ref_model": True})
+    trainer = own_trainer(Reinforce, tmp_path)
+    batch = trainer._generate_and_score_completions(trainer._draw_prompts(2))
+    with pytest.raises(ValueError, match="there is no reference to ask"):
+        trainer.compute_ref_log_probs(batch)
+
+
+def test_another_model_answers_and_the_policy_after_it(tmp_path):
+    """The answers of a stream are the same whoever drew before; those of another stream are others."""
+    trainer = own_trainer(Compared, tmp_path, ref_model=ending_model(1))
+    prompts = trainer._draw_prompts(2)
+    first = [trainer.draw(prompts, 2), trainer.draw(prompts, 2, stream=1)]
+    with trainer.reference.answering() as reference:
+        others = trainer.draw(prompts, 2, model=reference)
+    again = trainer.draw(prompts, 2)
+    ids = [[answer.token_ids.tolist() for answer in drawn] for drawn in (*first, others, again)]
+    assert ids[0] == ids[3]
+    assert ids[0] != ids[1]
+    assert ids[0] != ids[2]
+    assert trainer.generator.model is trainer.policy

@@ -253,7 +253,8 @@ def _has_reference(document: Mapping[str, Any], values: Mapping[str, Any], rows:
     if method is None or not method.takes_reference:
         return False
     if draws_answers(values):
-        return (values.get("beta", values.get("kl_coef")) or 0) > 0
+        coefficient = values.get("beta", values.get("kl_coef", 1.0))  # a trainer without one always reads it
+        return (coefficient or 0) > 0
     given = values.get("loss_type")  # a trainer of the user's may define its loss itself
     losses = given if isinstance(given, list) else [given]
     reads_none = set(losses) <= set(training_schema(document)["x-reference-free"])

@@ -203,7 +203,8 @@ def facts_of(trainer: Any) -> dict[str, Any]:
         "reads": trainer.config_class.row_kind,
         "draws_answers": issubclass(trainer, OnlineTrainer),
         "writes_answers": trainer.writes_answers,
-        "takes_reference": "ref_model" in _keywords(trainer),
+        "takes_reference": "ref_model" in _keywords(trainer)
+        and (not issubclass(trainer, OnlineTrainer) or trainer.reads_reference),
     }
 
 

@@ -246,7 +246,7 @@ def rollout_batch(
         loss_mask=loss_mask,
         prompt_index=torch.arange(len(prompts)).repeat_interleave(num_samples),
         row_id=torch.tensor(row_ids).repeat_interleave(num_samples),
-        columns={"truncated": truncated.float()},
+        columns={"truncated": truncated.float(), "sample": torch.arange(num_samples).repeat(len(prompts))},
         turn_index=turns,
         advantages=torch.zeros(len(completions), 1),
         sampler_logps=_pad_tensors(drawn, 0.0)[0].float(),

@@ -14,7 +14,9 @@ from burnish.data.tools import TEMPLATE_COLUMN, TOOLS_COLUMN, read_template_kwar
 from burnish.registry import closest
 
 # Keywords with which reward functions are called, so no column may have their names.
-RESERVED_COLUMNS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+RESERVED_COLUMNS = (
+    "prompts", "completions", "completion_ids", "token_texts", "trainer_state", "log_extra", "log_metric",
+)  # fmt: skip
 
 
 def check_columns(present: Sequence[str], name: str) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from burnish.models.divergence import Teacher
-    from burnish.types import PreferenceBatch, TokenBatch, TokenStats
+    from burnish.types import TokenBatch, TokenStats
 
 COPY = "burnish_reference"  # the name of a kept copy among the model's adapters
 LAYERS = (".base_layer", ".original_module", ".token_adapter")  # what PEFT puts into the names of weights
@@ -58,7 +58,7 @@ class AdapterReference(ModelReference):
             return forward(self.model, batch, needs=needs, temperature=temperature)
 
     @torch.no_grad()
-    def teacher(self, batch: PreferenceBatch) -> Teacher:
+    def teacher(self, batch: TokenBatch) -> Teacher:
         """The reference's hidden states and head."""
         with using_adapter(self.model, self.adapter):
             return teacher_of(self.model, batch)

@@ -115,7 +115,7 @@ class StartingPolicy(ModelReference):
         finally:
             self.model.train(was_training)
 
-    def teacher(self, batch: PreferenceBatch) -> Teacher:
+    def teacher(self, batch: TokenBatch) -> Teacher:
         """Refused: numbers have no hidden states."""
         raise ValueError("the divergence from the reference needs its model: set precompute_ref_log_probs=False")
 

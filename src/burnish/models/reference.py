@@ -54,7 +54,7 @@ class Reference(Protocol):
         """The same per token; exactly 0 outside `loss_mask`."""
         ...
 
-    def teacher(self, batch: PreferenceBatch) -> Teacher:
+    def teacher(self, batch: TokenBatch) -> Teacher:
         """Hidden states and head of the reference, for the divergence between two models."""
         ...
 
@@ -82,7 +82,7 @@ class ModelReference(ABC):
         """The reference's statistics of every trained token, without gradient."""
 
     @abstractmethod
-    def teacher(self, batch: PreferenceBatch) -> Teacher:
+    def teacher(self, batch: TokenBatch) -> Teacher:
         """Hidden states and head of the reference."""
 
     def answering(self) -> AbstractContextManager[nn.Module | None]:
@@ -128,7 +128,7 @@ class FrozenModel(ModelReference):
         return forward(self.model, batch, needs=needs, temperature=temperature)
 
     @torch.no_grad()
-    def teacher(self, batch: PreferenceBatch) -> Teacher:
+    def teacher(self, batch: TokenBatch) -> Teacher:
         """The model's hidden states and head."""
         return teacher_of(self.model, batch)
 
@@ -178,7 +178,7 @@ class FromColumns:
         """No model: there are only numbers."""
         return nullcontext()
 
-    def teacher(self, batch: PreferenceBatch) -> Teacher:
+    def teacher(self, batch: TokenBatch) -> Teacher:
         """Refused: numbers have no hidden states."""
         raise ValueError(
             f"the divergence from the reference needs its model, and this one is: {self.description}. "
@@ -217,7 +217,7 @@ class NoReference:
         """No model: there is no reference."""
         return nullcontext()
 
-    def teacher(self, batch: PreferenceBatch) -> Teacher:
+    def teacher(self, batch: TokenBatch) -> Teacher:
         """Refused: there is no other model."""
         raise ValueError(f"the divergence from the reference needs one: {self.description}. Set reference_free=False.")
 

@@ -1,7 +1,8 @@
 """Which arguments a reward function gets: TRL's calling convention, by keyword.
 
 A function that takes `**kwargs` gets everything: `prompts`, `completions`, `completion_ids`, every column of the data
-set, `trainer_state`, `log_extra(column, values)` and `log_metric(name, value)`. Any other gets what it names.
+set, `trainer_state`, `log_extra(column, values)` and `log_metric(name, value)`. Any other gets what it names. Only one
+that names `token_texts` gets the text that each token adds to the answer: rewards of spans are found with it.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from burnish.registry import Entry, closest
+from burnish.registry import Entry, closest, own_name
 from burnish.rewards.catalog import reward_functions
 from burnish.rewards.models import ClassifierReward
 from burnish.rewards.returns import AnswerShape
+from burnish.rewards.table import text_of
 
 if TYPE_CHECKING:
     from burnish.types import Answers
 
 NOTES = ("log_extra", "log_metric")
-RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", *NOTES)
+TOKEN_TEXTS = "token_texts"
+RESERVED = ("prompts", "completions", "completion_ids", TOKEN_TEXTS, "trainer_state", *NOTES)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,10 +69,32 @@ class RewardFunction:
             "completion_ids": [list(answers.completion_ids[row]) for row in rows],
             "trainer_state": trainer_state,
         }
+        if TOKEN_TEXTS in self.parameters:
+            given[TOKEN_TEXTS] = [token_texts(answers, row) for row in rows]
         columns = {name: [values[row] for row in rows] for name, values in answers.columns.items()}
         renamed = {parameter: columns[column] for parameter, column in self.sources.items()}
         everything = {**columns, **given, **renamed}
         return everything if self.takes_all else {n: v for n, v in everything.items() if n in self.parameters}
+
+
+def token_texts(answers: Answers, row: int) -> list[str]:
+    """The text that each token of an answer adds to it; together they are the answer's text.
+
+    A character of several tokens belongs to the last of them. Without `decode` the text is dealt to the tokens in
+    equal parts.
+    """
+    ids = answers.completion_ids[row]
+    if answers.decode is None:
+        text, count = text_of(answers.completions[row]), len(ids)
+        return [text[len(text) * k // count : len(text) * (k + 1) // count] for k in range(count)]
+    found: list[str] = []
+    done = 0
+    for length in range(1, len(ids) + 1):
+        text = answers.decode(ids[:length])
+        whole = text if length == len(ids) else text.rstrip("\ufffd")  # the rest of a character is still to come
+        found.append(whole[done:])
+        done = max(done, len(whole))
+    return found
 
 
 def own_copy(conversation: Any) -> Any:
@@ -145,9 +170,8 @@ def _entry(choice: Any) -> Entry[..., Any]:
     if not callable(choice) or isinstance(choice, type):
         raise TypeError(f"a reward is the name of one, a function or a model; {choice!r} is {type(choice).__name__}")
     inner = unwrapped(choice)
-    name = reward_functions.entry(inner).name.replace("<lambda>", "lambda")
-    rows = (reward_functions[known] for known in reward_functions)
-    facts = next((row.facts for row in rows if row.function is inner), reward_functions.entry(inner).facts)
+    name = own_name(inner).replace("<lambda>", "lambda")
+    facts = reward_functions.entry(inner).facts
     return Entry(type(inner).__name__ if name == "custom" else name, choice, None, facts)
 
 

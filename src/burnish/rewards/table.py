@@ -5,7 +5,7 @@
         return [float("please" in text_of(completion)) for completion in completions]
 
 Keyword-only parameters are settings (`reward_options`); every other parameter is a column, or one of
-`prompts`, `completions`, `completion_ids`, `trainer_state`, `log_extra`, `log_metric`. Facts of a row:
+`prompts`, `completions`, `completion_ids`, `token_texts`, `trainer_state`, `log_extra`, `log_metric`. Facts of a row:
 - `isolation`: `none` for functions that are quick and cannot hang, `process` for those that always need a worker
   that can be killed, `auto` for what `reward_isolation` says.
 - `per_answer`: the function is called with one answer at a time, so that a bad one costs no other.

@@ -221,7 +221,11 @@ def make_answers(
     num_samples = len(completions) // max(len(prompts), 1)
     repeated = [prompt for prompt in prompts for _ in range(num_samples)]
     ids = [completion.token_ids.tolist() for completion in completions]
-    texts = [str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in ids]
+
+    def decode(tokens: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    texts = [decode(tokens) for tokens in ids]
     columns = repeated[0].columns if repeated else {}
     return Answers(
         prompts=[prompt.prompt for prompt in repeated],
@@ -235,6 +239,7 @@ def make_answers(
         turns=_turns(completions),
         columns={name: [prompt.columns[name] for prompt in repeated] for name in columns},
         truncated=[completion.is_truncated for completion in completions],
+        decode=decode,
     )
 
 

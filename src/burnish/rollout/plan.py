@@ -120,6 +120,20 @@ def plan_round(
     )
 
 
+def refuse_cut_groups(plan: RoundPlan) -> None:
+    """For losses that read all answers to a prompt at once.
+
+    Raises:
+        ValueError: a micro-batch would end within a group; the message says which settings keep them whole.
+    """
+    if plan.rows % plan.num_generations:
+        size = plan.num_generations
+        raise ValueError(
+            f"per_device_train_batch_size={plan.rows} cuts groups of num_generations={size} answers apart, and the "
+            f"loss compares answers. Legal: per_device_train_batch_size={size}, {2 * size}, {3 * size}, …"
+        )
+
+
 def _micro_batches(
     rows: int, step: int, steps_per_generation: int | None, generation_batch_size: int | None, processes: int
 ) -> int:

@@ -81,6 +81,13 @@ class Trial:
         """It draws its own answers."""
         return issubclass(self.trainer, OnlineTrainer)
 
+    def most_micro_batches(self, case: Case) -> int:
+        """Into how many micro-batches the case can be cut: of one row, or of the answers to one prompt."""
+        together = (
+            case.num_generations if issubclass(self.trainer, OnlineTrainer) and self.trainer.compares_answers else 1
+        )
+        return case.size // (together or 1)
+
     def case(self, num_rows: int) -> Case:
         """A step of so many rows; two answers to each where they are drawn."""
         return Case(self.make_rows(num_rows), 2 if self.is_online else None)

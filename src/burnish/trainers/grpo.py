@@ -17,14 +17,13 @@ from burnish.losses.kl import with_kl_penalty
 from burnish.trainers.config import arg
 from burnish.trainers.policy_gradient import KLUse, PolicyGradientTrainer
 from burnish.trainers.policy_options import PolicyLossOptions
-from burnish.trainers.reference_options import ReferenceOptions
 from burnish.types import RewardTable, RolloutBatch
 
 
 @accept_trl_fields(UNBUILT_GRPO, aliases=GRPO_ALIASES, unset_by_none=UNSET_BY_NONE)
 @dataclass
-class GRPOConfig(PolicyLossOptions, ReferenceOptions):
-    """Options of `GRPOTrainer`, on top of `OnlineConfig`, `PolicyLossOptions` and `ReferenceOptions`."""
+class GRPOConfig(PolicyLossOptions):
+    """Options of `GRPOTrainer`, on top of `OnlineConfig` and `PolicyLossOptions`."""
 
     beta: float = arg(0.0, "Strength of the pull to the reference; 0: no reference is loaded.")
     kl_estimator: Any = arg("k3", "Estimator of the KL to the reference: k1, k2, k3, abs, or a callable.")
@@ -62,11 +61,7 @@ class GRPOConfig(PolicyLossOptions, ReferenceOptions):
 class GRPOTrainer(PolicyGradientTrainer):
     """Group-relative policy optimisation.
 
-    Arguments as in `OnlineTrainer`, and:
-
-    Args:
-        ref_model: the reference policy, a model or a name; with `beta` above 0 and None, a frozen copy of the policy,
-            taken now.
+    Arguments as in `OnlineTrainer`; with `beta` above 0 there is a reference.
 
     Source: Shao et al., "DeepSeekMath" (2402.03300).
     """

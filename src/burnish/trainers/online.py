@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from datasets import Dataset
@@ -24,10 +24,11 @@ from burnish.data.sources import load_rows
 from burnish.generation.base import Generator, Prompt
 from burnish.models.adapters import plain_model
 from burnish.rollout.collect import PromptRow, Refill, RolloutSteps, collect
-from burnish.rollout.plan import cut_rows
+from burnish.rollout.plan import cut_rows, refuse_cut_groups
 from burnish.rollout.whole import WholeRound
 from burnish.runtime.distributed import largest_over_ranks, sum_over_ranks
 from burnish.trainers.base import PolicyTrainer
+from burnish.trainers.online_reference import OnlineReferenceMixin
 from burnish.trainers.positions import check_positions
 from burnish.trainers.prompt_evaluation import PromptEvaluationMixin
 from burnish.trainers.rollout_options import OnlineConfig
@@ -37,16 +38,20 @@ from burnish.trainers.scoring import make_scorer
 from burnish.types import Answers, Completion, Mean, RewardTable, RolloutBatch, TokenBatch
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
     from burnish.data.lint import Finding
+    from burnish.models.reference import ModelReference
     from burnish.registry import Entry
     from burnish.runtime.state import Stateful
 
 
-class OnlineTrainer(PromptEvaluationMixin, PolicyTrainer, ABC):
+class OnlineTrainer(OnlineReferenceMixin, PromptEvaluationMixin, PolicyTrainer, ABC):
     """Trains a policy on answers that it draws itself. Abstract: a subclass defines `loss`.
+
+    A subclass states what its loss needs: `reads_reference`, another model's log-probs (`compute_ref_log_probs`) or
+    whole distributions (`compute_teacher`); `compares_answers`, all answers to a prompt in one micro-batch.
 
     Arguments as in `PolicyTrainer`, and:
 
@@ -54,12 +59,15 @@ class OnlineTrainer(PromptEvaluationMixin, PolicyTrainer, ABC):
         reward_funcs: one or several: functions, names of built-in ones, sequence classifiers or their names.
         reward_processing_classes: the tokenizers of the classifiers; loaded by name if None.
         generator: answers the prompts; the model itself, in this process, if None.
+        ref_model: the reference, a model, a name, or a `ModelReference`, of trainers that read one; if None, a frozen
+            copy of the policy, taken now.
         train_dataset: rows with a `prompt`; other columns go to the reward functions.
     """
 
     config_class = OnlineConfig
     args: OnlineConfig
-    advantage: str = "group"  # a row of the table; a subclass may read an option instead
+    advantage: Any = "group"  # a row of the table, or a function; a subclass may read an option instead
+    compares_answers: ClassVar[bool] = False  # the loss reads a group as a whole: no micro-batch may cut one
 
     def __init__(
         self,
@@ -69,12 +77,17 @@ class OnlineTrainer(PromptEvaluationMixin, PolicyTrainer, ABC):
         *,
         reward_processing_classes: Any = None,
         generator: Generator | None = None,
+        ref_model: str | PreTrainedModel | ModelReference | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
         **kwargs: Any,
     ) -> None:
         options = self.checked_args(args)
+        self.refuse_idle_reference(ref_model, options)
+        self.model_adapter_name = options.model_adapter_name
         self.plan = options.round_plan()
+        if self.compares_answers:
+            refuse_cut_groups(self.plan)
         self.queue, self.round_report = RoundQueue(), RoundReport()
         self.credit_entry = self.bind_advantage(options)
         self.scorer = make_scorer(reward_funcs, reward_processing_classes, options)
@@ -101,6 +114,7 @@ class OnlineTrainer(PromptEvaluationMixin, PolicyTrainer, ABC):
             shuffle=options.shuffle_dataset,
             window=None if window is None else (window[0], window[1]),
         )
+        self.prepare_reference(ref_model)
 
     def advantage_choice(self, options: Any) -> Any:
         """The name of the advantage, or a callable."""
@@ -250,15 +264,29 @@ class OnlineTrainer(PromptEvaluationMixin, PolicyTrainer, ABC):
 
     def _generate(self, prompts: Sequence[PromptRow]) -> list[Completion]:
         """G answers to each prompt, those of a prompt in a row."""
+        return self.draw(prompts, self.plan.num_generations)
+
+    def draw(
+        self, prompts: Sequence[PromptRow], num_samples: int, *, model: nn.Module | None = None, stream: int = 0
+    ) -> list[Completion]:
+        """Answers to prompts of the round, those of a prompt in a row.
+
+        Args:
+            prompts: of this rank.
+            num_samples: answers to each.
+            model: who answers; the policy if None.
+            stream: of random numbers; draws of one round that are to be independent have a number each.
+        """
         wanted = [Prompt(ids=prompt.ids, key=prompt.key) for prompt in prompts]
-        with self.accelerator.autocast():
-            return self.generator.generate(
-                wanted,
-                self.sampling,
-                num_samples=self.plan.num_generations,
-                seed=self.args.seed,
-                round_index=self.queue.round_index,
-            )
+        sampling = {"num_samples": num_samples, "seed": self.args.seed + stream, "round_index": self.queue.round_index}
+        if model is not None:
+            self.generator.update_policy(model, version=self.state.global_step)
+        try:
+            with self.accelerator.autocast():
+                return self.generator.generate(wanted, self.sampling, **sampling)
+        finally:
+            if model is not None:
+                self.generator.update_policy(self.policy, version=self.state.global_step)
 
     def _calculate_rewards(self, answers: Answers, num_tokens: int) -> RewardTable:
         """What the reward functions say of the answers."""

@@ -22,7 +22,6 @@ from burnish.runtime.controllers import AdaptiveEntropy
 from burnish.runtime.state import Stateful
 from burnish.trainers.online import OnlineTrainer
 from burnish.trainers.policy_terms import bind_objective, policy_tokens
-from burnish.trainers.reference_options import choose_reference
 from burnish.trainers.rescoring import Rescoring, mean_of_tokens
 from burnish.trainers.selfcheck import check_on_policy
 from burnish.types import LossOutput, Mean, PolicyTokens, RolloutBatch, Term, TokenBatch, TokenStats
@@ -58,14 +57,11 @@ class KLUse:
 class PolicyGradientTrainer(OnlineTrainer, ABC):
     """A policy that learns from its own answers by a loss of the table. Abstract: a subclass says what the KL is for.
 
-    Arguments as in `OnlineTrainer`, and:
-
-    Args:
-        ref_model: the reference policy, a model, a name, or a `ModelReference`; if the KL is used and None, a frozen
-            copy of the policy, taken now.
+    Arguments as in `OnlineTrainer`; the reference is there if the KL is used.
     """
 
     loss_table = policy_losses
+    reads_reference = True
     args: Any
     first_policy_step: int = 0  # the policy rests before it
 
@@ -74,8 +70,6 @@ class PolicyGradientTrainer(OnlineTrainer, ABC):
         model: str | PreTrainedModel,
         reward_funcs: Any = None,
         args: Any = None,
-        *,
-        ref_model: str | PreTrainedModel | ModelReference | None = None,
         **kwargs: Any,
     ) -> None:
         options = self.checked_args(args)
@@ -89,17 +83,9 @@ class PolicyGradientTrainer(OnlineTrainer, ABC):
         self.rescoring = Rescoring.of(options, self.objective.entry, need_old=self.needs_old_logps(options))
         self.entropy_control = entropy_control(options)
         self.follows = self.followed(options)
-        self.model_adapter_name = options.model_adapter_name
-        if ref_model is not None and not kl.coefficient:
-            raise ValueError(
-                f"ref_model is given, and {kl.option}=0 compares with no reference: set {kl.option}, or leave it out"
-            )
         super().__init__(model, reward_funcs, options, **kwargs)
         self.aux_loss_coef = router_aux_loss_coef(self.policy, options.router_aux_loss_coef)
         self.needs = self._needs()
-        self.reference = choose_reference(
-            self.policy, ref_model, options, need_reference=kl.coefficient > 0, has_new_adapter=self.has_new_adapter
-        )
 
     @abstractmethod
     def kl_options(self, options: Any) -> KLUse:
@@ -108,6 +94,15 @@ class PolicyGradientTrainer(OnlineTrainer, ABC):
     @abstractmethod
     def objective_lines(self) -> list[str]:
         """How rewards become advantages, and what to watch, for a person."""
+
+    def wants_reference(self, options: Any) -> bool:
+        """Whether the KL is used."""
+        del options
+        return self.kl_use.coefficient > 0
+
+    def why_no_reference(self) -> str:
+        """The KL's coefficient is 0."""
+        return f"{self.kl_use.option}=0 compares with no reference: set {self.kl_use.option}"
 
     def followed(self, options: Any) -> frozenset[tuple[str, float | None]]:
         """Metrics whose running means are read."""
@@ -176,22 +171,14 @@ class PolicyGradientTrainer(OnlineTrainer, ABC):
             self.metric_buffer.add({"entropy_coef": self.of_round(self.entropy_control.coefficient)})
         return list(parcels)
 
-    def follow_policy(self) -> None:
-        """After each optimizer step: a moving reference moves."""
-        self.reference.follow(self.policy, step=self.state.global_step)
-
     def stateful(self) -> dict[str, Stateful]:
-        """As in `OnlineTrainer`, and a reference that moves, and the entropy's controller."""
-        own = {"reference": self.reference, "entropy_control": self.entropy_control}
-        return {**super().stateful(), **{name: item for name, item in own.items() if isinstance(item, Stateful)}}
+        """As in `OnlineTrainer`, and the entropy's controller."""
+        own = {} if self.entropy_control is None else {"entropy_control": self.entropy_control}
+        return {**super().stateful(), **own}
 
     def check_first_step(self, batch: RolloutBatch) -> dict[str, Any]:
         """Score a few answers again, row by row through the model's own logits: the ratio must be 1, and the KL 0."""
         return check_on_policy(self, batch)
-
-    def binding(self) -> dict[str, Any]:
-        """A resumed run must have the same reference and the same reward functions."""
-        return {"reference": self.reference.fingerprint(), "reward_funcs": list(self.scorer.names)}
 
 
 def entropy_control(options: PolicyLossOptions) -> AdaptiveEntropy | None:

@@ -10,7 +10,6 @@ from burnish.compat import PPO_ALIASES, UNBUILT_PPO, accept_trl_fields
 from burnish.losses.kl import kl_estimators
 from burnish.trainers.config import arg
 from burnish.trainers.policy_options import PolicyLossOptions
-from burnish.trainers.reference_options import ReferenceOptions
 
 REWARD_SCALINGS = ("none", "scale", "normalize")
 CRITICS = ("policy", "reward", "head", "new")
@@ -123,7 +122,7 @@ class CriticOptions(CreditOptions):
 
 @accept_trl_fields(UNBUILT_PPO, aliases=PPO_ALIASES)
 @dataclass
-class PPOConfig(CriticOptions, ReferenceOptions):
+class PPOConfig(CriticOptions):
     """Options of `PPOTrainer`, on top of `OnlineConfig`, `PolicyLossOptions`, `CreditOptions` and `CriticOptions`."""
 
     fewest_generations = 1

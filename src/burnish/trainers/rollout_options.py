@@ -9,6 +9,7 @@ from burnish.generation.base import SamplingParams
 from burnish.rollout.plan import RoundPlan, plan_round
 from burnish.trainers.config import arg
 from burnish.trainers.engine_options import EngineOptions
+from burnish.trainers.reference_options import ReferenceOptions
 from burnish.trainers.unread import refuse_unread
 
 
@@ -129,8 +130,8 @@ class RewardOptions(RolloutOptions):
 
 
 @dataclass
-class OnlineConfig(RewardOptions):
-    """Options of trainers that draw their own answers: sampling, rewards, and evaluation on held-out prompts."""
+class OnlineConfig(RewardOptions, ReferenceOptions):
+    """Options of trainers that draw their own answers: sampling, rewards, reference, evaluation on held-out prompts."""
 
     row_kind = "prompts"
 

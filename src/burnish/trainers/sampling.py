@@ -30,10 +30,12 @@ from burnish.trainers.judging import Contest, Judge
 from burnish.types import Mean
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
+    from burnish.generation.base import SamplingParams
     from burnish.models.reference import Reference
     from burnish.trainers.sampling_options import SamplingOptions
+    from burnish.types import Completion, TokenBatch
 
 
 @dataclass(frozen=True)
@@ -107,12 +109,41 @@ class SamplingMixin(Host):
         with evaluation_mode(self.model):
             check_cache(plain_model(self.model))
 
+    def draw(
+        self, batch: TokenBatch, rows: Tensor, params: SamplingParams, *, model: nn.Module | None = None
+    ) -> list[Completion]:
+        """An answer to the prompt of each of some rows (K) of a parcel; its random numbers hang on row and step.
+
+        Args:
+            batch: the parcel.
+            rows: (K,) their places in it.
+            params: the distribution that answers are drawn from.
+            model: who answers; the policy if None.
+        """
+        places = batch.prompt_index[rows]
+        ids = [batch.prompt_ids[place][batch.prompt_mask[place]].cpu() for place in places]
+        keys = map(int, batch.row_id[rows])
+        prompts = [Prompt(ids=tokens, key=key) for tokens, key in zip(ids, keys, strict=True)]
+        generator = self._generator_of(model if model is not None else self.policy)
+        with self.accelerator.autocast():
+            return generator.generate(
+                prompts, params, num_samples=1, seed=self.args.seed, round_index=self.state.global_step
+            )
+
+    def _generator_of(self, model: nn.Module) -> NativeGenerator:
+        plain = plain_model(model)
+        pad: Any = self.tokenizer.pad_token_id
+        fill = pad if pad is not None else next(iter(self.end_token_ids), 0)
+        generator = self._generators.setdefault(type(plain), NativeGenerator(plain, pad_token_id=fill))
+        generator.update_policy(plain, version=self.state.global_step)
+        return generator
+
     def evaluate_answers(self, dataloader: Any, prefix: str) -> dict[str, Estimate]:
         """Answer `num_eval_samples` prompts spread over the data set, each rank its share, and sum up."""
         if not self.args.generate_during_eval:
             return {}
         rows = self._sampled_rows(dataloader.dataset)
-        answers, against = self._answer(plain_model(self.accelerator.unwrap_model(self.model)), rows), None
+        answers, against = self._answer(self.policy, rows), None
         if self.judge is not None:
             others, against = self._opponents(rows)
             answers = _judged(self.judge, answers, others, seed=self.args.seed)
@@ -128,10 +159,7 @@ class SamplingMixin(Host):
     def _answer(self, model: nn.Module, rows: Sequence[dict[str, Any]]) -> list[EvalAnswer]:
         """The model's answers. Policy and reference draw with the same random numbers, at every evaluation."""
         prompts = [Prompt(ids=torch.tensor(row[PROMPT_COLUMN]), key=row["row_id"]) for row in rows]
-        pad: Any = self.tokenizer.pad_token_id
-        fill = pad if pad is not None else next(iter(self.end_token_ids), 0)
-        generator = self._generators.setdefault(type(model), NativeGenerator(model, pad_token_id=fill))
-        generator.update_policy(model, version=self.state.global_step)
+        generator = self._generator_of(model)
         params = self.args.eval_sampling(self.end_token_ids)
         with self.accelerator.autocast():
             completions = generator.generate(prompts, params, num_samples=1, seed=self.args.seed, round_index=0)

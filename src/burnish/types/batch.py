@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -11,6 +11,8 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
+
+    from burnish.types.rollout import Completion
 
 Parcel = TypeVar("Parcel", bound="TokenBatch")
 
@@ -29,7 +31,8 @@ class TokenBatch:
         loss_mask: (N, T) the token is trained; a subset of `completion_mask`.
         prompt_index: (N,) each row's prompt, which is also its group.
         row_id: (N,) the row of the data set that it came from: named by every error and guard.
-        columns: per-row numbers (N,): `label`, `score`, `weight`, `source`, `truncated`.
+        columns: per-row numbers (N,): `label`, `score`, `weight`, `source`, `truncated`; of drawn answers `sample`,
+            which of the answers to its prompt a row is, from 0.
         turn_index: (N, T) the turn that a token belongs to, or None.
         extra: one mapping of opaque model inputs per prompt (images), or empty.
         is_filler: a copy that keeps this rank in step with the others; it counts for nothing.
@@ -91,6 +94,25 @@ class TokenBatch:
             extra=tuple(self.extra[int(prompts[p])] for p in range(len(prompts))) if self.extra else (),
             **{name: values[rows, :width] for name, values in of_rows.items() if values is not None},
         )
+
+    def with_answers(self: Parcel, rows: Int[Tensor, "K"], answers: Sequence[Completion]) -> Parcel:
+        """The parcel with other answers (K), of one turn each, in some of its rows."""
+        others = torch.ones_like(self.row_id, dtype=torch.bool).index_fill(0, rows, False)  # (N,)
+        longest = torch.where(others, self.completion_mask.sum(1), 0).max()
+        width = max(1, int(longest), *map(len, answers))
+        trained = [answer.loss_mask for answer in answers]
+        columns = dict(self.columns)
+        if "truncated" in columns:
+            cut = columns["truncated"].new_tensor([float(answer.is_truncated) for answer in answers])
+            columns["truncated"] = columns["truncated"].index_copy(0, rows, cut)
+        of_rows = {
+            "completion_ids": [answer.token_ids for answer in answers],
+            "completion_mask": [torch.ones_like(mask) for mask in trained],
+            "loss_mask": trained,
+            **({} if self.turn_index is None else {"turn_index": [torch.zeros_like(mask) for mask in trained]}),
+        }
+        placed = {name: _placed(self[name], rows, new, width) for name, new in of_rows.items()}
+        return replace(self, columns=columns, **placed)
 
     @property
     def num_input_tokens(self) -> Int[Tensor, ""]:
@@ -171,6 +193,10 @@ class PreferenceBatch(TokenBatch):
             coupled={name: values[kept] for name, values in self.coupled.items()},
         )
 
+    def with_answers(self, rows: Int[Tensor, "K"], answers: Sequence[Completion]) -> PreferenceBatch:
+        """As in `TokenBatch`; what the data set says of the reference's log-probs is of other answers, and goes."""
+        return replace(super().with_answers(rows, answers), ref_logps=None, ref_token_logps=None)
+
     @property
     def units(self) -> tuple[str, ...]:
         """`pair`; `chosen_token`, the trained tokens of the preferred rows; `prompt`; `row`; `token`."""
@@ -196,6 +222,17 @@ class PreferenceBatch(TokenBatch):
 def wide(tensor: Tensor) -> Tensor:
     """The tensor in float64, or in float32 where the device has no float64 (MPS): for sums of many numbers."""
     return tensor.float() if tensor.device.type == "mps" else tensor.double()
+
+
+def _placed(values: Tensor, places: Int[Tensor, "K"], rows: Sequence[Tensor], width: int) -> Tensor:
+    """(N, T) values, `width` columns of them, with rows of other lengths in some places and 0 behind these."""
+    placed = values.new_zeros(len(values), width)
+    kept = min(width, values.shape[1])
+    placed[:, :kept] = values[:, :kept]
+    for place, row in zip(places, rows, strict=True):
+        placed[int(place)] = 0
+        placed[int(place), : len(row)] = row.to(placed)
+    return placed
 
 
 def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -66,6 +66,7 @@ class Answers:
         row_id: (N) the row of the data set.
         columns: every other column of the data set, (N) values each.
         truncated: (N) the answer was cut at the limit.
+        decode: token ids -> their text, or None where nobody knows it.
     """
 
     prompts: Sequence[Any]
@@ -76,6 +77,7 @@ class Answers:
     turns: Sequence[Sequence[int]] | None = None
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict[str, Sequence[Any]])
     truncated: Sequence[bool] = ()
+    decode: Callable[[Sequence[int]], str] | None = None
 
     def __len__(self) -> int:
         return len(self.completions)
