@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, fields
 from functools import partial
 from typing import Any
@@ -138,13 +138,17 @@ def trl_fields_table() -> str:
 
 def trl_grpo_fields_table() -> str:
     """Every field of TRL 1.16's GRPOConfig and its fate."""
-    fate = partial(_fate, config=GRPOConfig, aliases=GRPO_ALIASES, unbuilt=UNBUILT_GRPO, differs=DIFFERS)
+    fate = partial(
+        _fate, config=GRPOConfig, aliases=GRPO_ALIASES, unbuilt=UNBUILT_GRPO, unread=OF_ROWS, differs=DIFFERS
+    )
     return _fates(TRL_GRPO_FIELDS, fate)
 
 
 def trl_ppo_fields_table() -> str:
     """Every field of TRL 0.25's PPOConfig and its fate."""
-    fate = partial(_fate, config=PPOConfig, aliases=PPO_ALIASES, unbuilt=UNBUILT_PPO, differs=PPO_DIFFERS)
+    fate = partial(
+        _fate, config=PPOConfig, aliases=PPO_ALIASES, unbuilt=UNBUILT_PPO, unread=OF_ROWS, differs=PPO_DIFFERS
+    )
     return _fates(TRL_PPO_FIELDS, fate)
 
 
@@ -152,7 +156,7 @@ def fates_table(
     trl: Mapping[str, Any], *, config: Any, unbuilt: Mapping[str, tuple[Any, ...]], differs: Mapping[str, str]
 ) -> str:
     """Every field of one of TRL's configurations, with its default there, and its fate in one of ours."""
-    return _fates(trl, partial(_fate, config=config, aliases={}, unbuilt=unbuilt, differs=differs))
+    return _fates(trl, partial(_fate, config=config, aliases={}, unbuilt=unbuilt, unread=(), differs=differs))
 
 
 def _fates(trl: Mapping[str, Any], fate: Callable[[str, Any], tuple[str, str]]) -> str:
@@ -167,6 +171,7 @@ def _fate(
     config: Any,
     aliases: Mapping[str, str],
     unbuilt: Mapping[str, tuple[Any, ...]],
+    unread: Collection[str],
     differs: Mapping[str, str],
 ) -> tuple[str, str]:
     own, note = {field.name: field for field in fields(config)}, differs.get(name, "")
@@ -174,7 +179,7 @@ def _fate(
         return "refused by name", _unbuilt(name, unbuilt)
     if name in aliases:
         return "alias", f"another name of `{aliases[name]}`. {note}".strip()
-    if name in OF_ROWS:
+    if name in unread:
         return "refused by name", note
     is_same = default_of(own[name]) == repr(default)
     parts = [own[name].metadata["help"], *([] if is_same else [f"Default: `{default_of(own[name])}`."]), note]

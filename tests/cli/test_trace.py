@@ -105,7 +105,7 @@ def test_grpo(workplace):
     """Totals become advantages, and the first pass over a fresh round has minus them as its loss."""
     seen = trace("grpo")
     rooms = [each.room.rpartition(".")[2] for each in seen.walls]
-    way = ["_prepare_dataset", "_generate", "_calculate_rewards", "_rescore", "_credit", "get_batch_samples"]
+    way = ["_prepare_dataset", "draw", "_calculate_rewards", "_rescore", "_credit", "get_batch_samples"]
     way += ["_get_per_token_logps_and_entropies", "_policy_tokens", "_policy_terms", "compute_loss", "backward"]
     assert [room for room in dict.fromkeys(rooms) if room in way] == way
     table = values(wall(seen, "_calculate_rewards"))
@@ -118,7 +118,7 @@ def test_grpo(workplace):
     mask = next(each for each in seen.walls if each.kind == "1 x 2 x RolloutBatch")
     trained = values(mask)["loss_mask"]
     torch.testing.assert_close(losses[trained], -advantages[:4].expand_as(trained)[trained])
-    assert len(wall(seen, "_generate").texts) == 4
+    assert len(wall(seen, "draw").texts) == 4
     assert "old_logps" in values(wall(seen, "_policy_tokens"))
 
 

@@ -26,12 +26,16 @@ class GRPOConfig(PolicyLossOptions):
     """Options of `GRPOTrainer`, on top of `OnlineConfig` and `PolicyLossOptions`."""
 
     beta: float = arg(0.0, "Strength of the pull to the reference; 0: no reference is loaded.")
-    kl_estimator: Any = arg("k3", "Estimator of the KL to the reference: k1, k2, k3, abs, or a callable.")
+    kl_estimator: str = arg(
+        "k3", "Estimator of the KL to the reference: k1, k2, k3, abs, or a callable."
+    )  # text, for HfArgumentParser
     use_kl_in_reward: bool = arg(False, "Take the KL off the rewards, instead of adding it to the loss.")
     use_bias_correction_kl: bool = arg(
         True, "Multiply the KL in the loss by the ratio of policy to old policy, which makes its gradient right."
     )
-    advantage: Any = arg("group", "How rewards become advantages: group, rloo, gdpo, reinforce_pp, …, or a callable.")
+    advantage: str = arg(
+        "group", "How rewards become advantages: group, rloo, gdpo, reinforce_pp, …, or a callable."
+    )  # text, for HfArgumentParser
     scale_rewards: Any = arg("group", "What advantages are divided by: the std of the group or the batch, or none.")
     multi_objective_aggregation: str = arg(
         "sum_then_normalize", "normalize_then_sum normalises each reward function by itself: the advantage gdpo."

@@ -49,7 +49,7 @@ TWO = JudgedLogps(
 class KTOConfig(ReferenceOptions):
     """Options of `KTOTrainer`, on top of `PolicyConfig` and `ReferenceOptions`."""
 
-    loss_type: Any = arg("kto", "Name of a single-answer loss, or a callable.")
+    loss_type: str = arg("kto", "Name of a single-answer loss, or a callable.")  # text, for HfArgumentParser
     loss_kwargs: dict[str, Any] | None = arg(None, "Hyper-parameters of the loss that are no options of their own.")
     beta: float = arg(0.1, "Strength of the pull to the reference; higher stays closer.")
     desirable_weight: float = arg(1.0, "Factor of the loss of desirable answers, where there are fewer of them.")

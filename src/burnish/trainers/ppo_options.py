@@ -24,7 +24,9 @@ class CreditOptions(PolicyLossOptions):
     """
 
     kl_coef: float = arg(0.05, "What a nat of KL to the reference costs; 0: no reference is loaded.")
-    kl_estimator: Any = arg("k1", "Estimator of the KL to the reference: k1, k2, k3, abs, or a callable.")
+    kl_estimator: str = arg(
+        "k1", "Estimator of the KL to the reference: k1, k2, k3, abs, or a callable."
+    )  # text, for HfArgumentParser
     use_kl_in_reward: bool = arg(True, "Take the KL off the rewards of the tokens; False adds it to the loss.")
     use_bias_correction_kl: bool = arg(
         True, "Multiply a KL in the loss by the ratio of policy to old policy, which makes its gradient right."

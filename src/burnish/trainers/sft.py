@@ -38,7 +38,7 @@ class SFTConfig(PolicyConfig):
 
     learning_rate: float = arg(2e-5, "Peak learning rate.")
     disable_dropout: bool = arg(False, "Set every dropout of the policy to 0.")
-    loss_type: Any = arg("nll", "Name of a supervised loss, or a callable.")
+    loss_type: str = arg("nll", "Name of a supervised loss, or a callable.")  # text, for HfArgumentParser
     loss_kwargs: dict[str, Any] | None = arg(None, "Hyper-parameters of the loss that are no options of their own.")
     completion_only_loss: bool | None = arg(
         None, "Of prompt and completion train the completion alone. Unset: true; false trains the prompt too."
