@@ -60,7 +60,7 @@ class HalfTrainer(PolicyTrainer):
     config_class = MarginConfig
 
 
-class Loner:
+class Alone:
     pass
 
 
@@ -170,7 +170,7 @@ def test_functions_of_an_online_trainer(folder, tmp_path):
         ("trainer_of_this_test:T", "did you mean 'trainers_of_this_test'?"),
         ("trainers_of_this_test:MarginTraner", "has no 'MarginTraner', did you mean 'MarginTrainer'"),
         ("trainers_of_this_test:squared", "is a function, and no trainer. Allowed: a subclass of PolicyTrainer"),
-        ("trainers_of_this_test:Loner", "is a class, and no trainer"),
+        ("trainers_of_this_test:Alone", "is a class, and no trainer"),
         ("trainers_of_this_test:HalfTrainer", "does not define loss: def loss(self, model, batch)"),
         ("trainers of this test", 'Allowed: one of "dpo"'),
         ("dqo", "did you mean 'dpo'"),

@@ -104,7 +104,7 @@ def summed(model, batch):
     return [float(token_logps(model, batch, row).sum()) for row in range(len(batch))]
 
 
-def meaned(model, batch):
+def averaged(model, batch):
     return [float(token_logps(model, batch, row).mean()) for row in range(len(batch))]
 
 
@@ -173,7 +173,7 @@ def test_it_trains_as_its_run_file_says(algorithm, tmp_path):
 def test_orpo(tmp_path):
     """-l_w - 0.5 log σ(log odds_w - log odds_l), odds p / (1 - p) with p = exp(l), mean over pairs."""
     trainer, batch, loss = make(load("orpo").ORPOTrainer, tmp_path, beta=0.5)
-    scores, losses = meaned(trainer.model, batch), []
+    scores, losses = averaged(trainer.model, batch), []
     for chosen, rejected in batch.pairs.tolist():
         odds = [math.exp(scores[row]) / (1 - math.exp(scores[row])) for row in (chosen, rejected)]
         losses.append(-scores[chosen] - 0.5 * math.log(sigmoid(math.log(odds[0]) - math.log(odds[1]))))
@@ -185,7 +185,7 @@ def test_simpo(tmp_path):
     """-log σ(2 (l_w - l_l) - 0.3), and no reference is loaded."""
     options = {"loss_type": load("simpo").simple_preference, "beta": 2.0, "loss_kwargs": {"target_margin": 0.3}}
     trainer, batch, loss = make(DPOTrainer, tmp_path, config=DPOConfig, **options)
-    scores = meaned(trainer.model, batch)
+    scores = averaged(trainer.model, batch)
     losses = [-math.log(sigmoid(2 * (scores[a] - scores[b]) - 0.3)) for a, b in batch.pairs.tolist()]
     assert loss == close(sum(losses) / 4)
     assert trainer.reference.description.startswith("none of the losses reads a reference")
@@ -300,7 +300,7 @@ def test_best_of_n(tmp_path):
     found = best_of_n.best_of_group(rewards, torch.tensor([0, 0, 0, 0, 1, 1, 2, 2]))
     assert found[:, 0].tolist() == [0.0, 1.5, 1.5, 0.0, 0.0, 0.0, 0.0, 2.0]
     trainer, batch, loss = make(best_of_n.BestOfNTrainer, tmp_path, num_generations=4)
-    scores, columns = meaned(trainer.model, batch), [row["wanted"] for row in trainer.train_dataset]
+    scores, columns = averaged(trainer.model, batch), [row["wanted"] for row in trainer.train_dataset]
     groups = {}
     for row, score in enumerate(scores):
         ids = batch.completion_ids[row][batch.completion_mask[row]].tolist()
