@@ -136,3 +136,28 @@ def test_level(name):
 def test_metrics_are_explained(name):
     assert set(correct(name).metrics) <= set(EXPLANATIONS)
     assert "weight = " in importance_corrections[name].function.__doc__
+
+
+@pytest.mark.parametrize(("name", "of_four"), [("token_truncate", 3.0), ("token_mask", 0.0)])
+def test_weights_are_kept_up_to_3_by_default(name, of_four):
+    assert correct(name).weights[0, :3].tolist() == pytest.approx([0.5, 1.0, of_four])
+
+
+def test_whole_answers_are_kept_up_to_3_by_default():
+    """As answers the rows are 2 and 4."""
+    assert correct("sequence_truncate").weights[:, 0].tolist() == pytest.approx([2.0, 3.0])
+    assert correct("sequence_mask").weights[:, 0].tolist() == pytest.approx([2.0, 0.0])
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_weight_that_is_a_bound_is_kept(name):
+    """1 may be both of them."""
+    assert correct(name, [[1.0] * 4] * 2, clip_max=1.0, clip_min=1.0).weights.eq(1).all()
+
+
+def test_what_is_dropped_is_not_truncated():
+    cut = correct("token_truncate", clip_max=3.0, clip_min=0.8).metrics
+    assert cut["sampling/truncated"][0].tolist() == [1, 0, 1, 0]  # 0.5 is raised to 0.8; the last one is untrained
+    dropped = correct("token_mask", clip_max=3.0, clip_min=0.8).metrics
+    assert dropped["sampling/truncated"].sum() == 0
+    assert dropped["sampling/dropped"][0].tolist() == [1, 0, 1, 0]
