@@ -443,7 +443,8 @@ def as_trainer(name):
             {"options": {"loss_type": "ppo", "advantage": module.process}, "reward_funcs": spans},
         ),
     }
-    return functions[name]()
+    trainer, keywords = functions[name]()
+    return trainer, {"processes": 1, **keywords}  # that of the library is tried on two by its own tests
 
 
 @pytest.mark.slow

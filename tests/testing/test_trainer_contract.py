@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from burnish import DPOTrainer, GRPOTrainer, PPOTrainer, RewardTrainer
+from burnish import DPOTrainer, GRPOTrainer, KTOTrainer, PPOTrainer, RewardTrainer, SFTTrainer
 from burnish.testing import ContractError, assert_trainer_contract
 from burnish.testing.training import LAWS
 
@@ -25,6 +25,8 @@ import broken_trainers as broken
         (GRPOTrainer, {"beta": 0.1}, 2),
         (GRPOTrainer, {"loss_type": "gspo", "advantage": "rloo"}, 1),
         (PPOTrainer, {"kl_coef": 0.1}, 2),
+        (SFTTrainer, {}, 1),
+        (KTOTrainer, {}, 1),
         (broken.LeadTrainer, {}, 1),
         (broken.Reinforce, {}, 1),
     ],
