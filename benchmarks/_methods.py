@@ -61,8 +61,10 @@ def _grpo(options: Options) -> str:
 
 def _ppo(options: Options) -> str:
     prompts = f"{options['num_prompts']} prompts of {options['prompt_tokens']} tokens"
+    count = options["num_generations"]
+    answers = "an answer" if count == 1 else f"{count} answers"
     passes = f"{options['epochs']} passes of one optimizer step over them"
-    return f"a step is a round: an answer of {options['new_tokens']} tokens to each of {prompts}, {passes}"
+    return f"a step is a round: {answers} of {options['new_tokens']} tokens to each of {prompts}, {passes}"
 
 
 METHODS = {
@@ -109,7 +111,14 @@ METHODS = {
             "grad_norm",
         ),
         data="recipe:spoken-train",
-        options={"num_prompts": 8, "prompt_tokens": 128, "new_tokens": 48, "epochs": 2, "micro_batch": None},
+        options={
+            "num_prompts": 8,
+            "num_generations": 1,
+            "prompt_tokens": 128,
+            "new_tokens": 48,
+            "epochs": 2,
+            "micro_batch": None,
+        },
         frozen_gate=True,
         describe=_ppo,
         precisions=("float32",),

@@ -32,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     pairs.add_argument("--reference", choices=["live", "cached"], help="dpo: scored in every step, or before the clock")
     online = parser.add_argument_group("grpo, ppo")
     online.add_argument("--num-prompts", type=int, help="prompts a step (default: grpo 2, ppo 8)")
-    online.add_argument("--num-generations", type=int, help="grpo: answers to a prompt (default: 8)")
+    online.add_argument("--num-generations", type=int, help="answers to a prompt (default: grpo 8, ppo 1)")
     online.add_argument("--new-tokens", type=int, help="tokens of every answer (default: grpo 64, ppo 48)")
     online.add_argument("--micro-batch", type=int, help="answers of a micro-batch (default: all of a step)")
     online.add_argument("--beta", type=float, help="grpo: factor of the KL; 0: no reference (default: 0.04)")

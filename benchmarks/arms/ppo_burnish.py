@@ -54,6 +54,7 @@ def make_trainer(job: Job, models: Models, *, kind: type = PPOTrainer, **own: An
     config = PPOConfig(
         **training_options(job),
         cpu_tuning=job["cpu_tuning"],
+        num_generations=job["num_generations"],
         min_new_tokens=0 if job["frozen_step"] else job["new_tokens"],
         reward_options={Path(job["reward_model"]).name: {"append_eos": True}},
         shuffle_dataset=False,

@@ -77,7 +77,7 @@ def run(
     trainer, clock, phases = make_trainer(job, models), RoundClock(updates_in_round(job)), Phases(*PHASES)
     watch(trainer, phases)
     result = train(job, trainer, library=library, loaded=loaded, clock=clock)
-    drawn = job["num_prompts"] * job["new_tokens"]
+    drawn = num_answers(job) * job["new_tokens"]
     useful = drawn + job["num_prompts"] * job["prompt_tokens"]
     result["steps"] = [{"useful_tokens": useful} for _ in result["seconds"]]
     write_result(job, {**result, "phases": phases.of_steps(result["seconds"]), "drawn_tokens": drawn})
@@ -97,7 +97,7 @@ def load_models(job: Job) -> Models:
 
 def training_options(job: Job) -> dict[str, Any]:
     """The options that both libraries get, under the names that both know: TRL's."""
-    rows = job["num_prompts"]
+    rows = num_answers(job)
     size = rows if job["micro_batch"] is None else job["micro_batch"]
     options = {
         name: value for name, value in common_options(job).items() if name not in ("max_steps", "disable_dropout")
@@ -119,6 +119,11 @@ def training_options(job: Job) -> dict[str, Any]:
         "gamma": 1.0,
         "lam": 0.95,
     }
+
+
+def num_answers(job: Job) -> int:
+    """Of a round."""
+    return job["num_prompts"] * job["num_generations"]
 
 
 def num_rounds(job: Job) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dpo_measure import SIDES
 from dpo_prepare import exact_rows, shuffled_texts
 from inputs import prepare, save_noisy_reference, save_scored_model, token_ids
 from transformers import AutoModelForCausalLM
@@ -23,12 +24,18 @@ REFERENCE_NOISE = 1e-2  # so that the KL is a part of the rewards that a wrong K
 
 def inputs(job: dict[str, Any], folder: Path, tokenizer: Any) -> dict[str, Any]:
     num_prompts, size, seed = job["num_prompts"], job["micro_batch"], job["seed"]
-    if size is not None and num_prompts % size:
-        raise SystemExit(f"{num_prompts} answers a step do not divide into micro-batches of {size}")
+    num_answers = num_prompts * job["num_generations"]
+    if size is not None and num_answers % size:
+        raise SystemExit(f"{num_answers} answers a step do not divide into micro-batches of {size}")
     lengths = {"prompt_tokens": job["prompt_tokens"], "answer_tokens": job["new_tokens"]}
     sizes = {"num_steps": job["num_steps"], "pairs": num_prompts}
     rows = exact_rows(shuffled_texts(job, tokenizer), {**lengths, **sizes}, tokenizer)
-    first = rows[:num_prompts]
+    # The two texts of a row answer its prompt in turn, as often as it is answered.
+    answered = [
+        (row["prompt"], row[SIDES[number % 2]])
+        for row in rows[:num_prompts]
+        for number in range(job["num_generations"])
+    ]
     models = {
         "model": save_copy(job["model"], folder / "policy", tokenizer),
         "reference_model": save_noisy_reference(job["model"], folder, seed=seed, noise=REFERENCE_NOISE),
@@ -42,14 +49,12 @@ def inputs(job: dict[str, Any], folder: Path, tokenizer: Any) -> dict[str, Any]:
         "pad_token": own_pad_token(tokenizer),
         "prompts": [row["prompt"] for row in rows],
         "frozen": {
-            "prompt_ids": [token_ids(row["prompt"], tokenizer) for row in first],
-            "completion_ids": [_answer_ids(row, job["prompt_tokens"], tokenizer) for row in first],
+            "prompt_ids": [token_ids(prompt, tokenizer) for prompt, _ in answered],
+            "completion_ids": [
+                token_ids(prompt + text, tokenizer)[job["prompt_tokens"] :] for prompt, text in answered
+            ],
         },
     }
-
-
-def _answer_ids(row: dict[str, str], num_prompt: int, tokenizer: Any) -> list[int]:
-    return token_ids(row["prompt"] + row["chosen"], tokenizer)[num_prompt:]
 
 
 def save_copy(model: str, directory: Path, tokenizer: Any) -> str:

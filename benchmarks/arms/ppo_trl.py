@@ -17,10 +17,10 @@ from trl.trainer import ppo_trainer as library
 
 def make_trainer(job: Job, models: Models) -> PPOTrainer:
     tokenizer = models.tokenizer
-    rows = [{"input_ids": tokenizer(text, add_special_tokens=False)["input_ids"]} for text in job["prompts"]]
-    if job["frozen_step"]:
-        rows = rows[: job["num_prompts"]]
-    dataset = Dataset.from_list(rows)
+    prompts = job["prompts"][: job["num_prompts"]] if job["frozen_step"] else job["prompts"]
+    rows = [{"input_ids": tokenizer(text, add_special_tokens=False)["input_ids"]} for text in prompts]
+    # TRL draws one answer to a prompt: several are as many rows.
+    dataset = Dataset.from_list([row for row in rows for _ in range(job["num_generations"])])
     return PPOTrainer(
         # No stop token: every answer gets its full length.
         args=PPOConfig(**training_options(job), num_sample_generations=0),
@@ -49,14 +49,16 @@ class FrozenRound:
     """
 
     def __init__(self, frozen: dict[str, Any]) -> None:
-        self.answers = {tuple(ids): row for row, ids in enumerate(frozen["prompt_ids"])}
+        self.answers: dict[tuple[int, ...], list[int]] = {}
+        for row, ids in enumerate(frozen["prompt_ids"]):
+            self.answers.setdefault(tuple(ids), []).append(row)
         self.completion_ids = torch.tensor(frozen["completion_ids"])
         self.order: list[int] = []
         self.kept: dict[str, list[torch.Tensor]] = {}
 
     def batch_generation(self, model: Any, queries: torch.Tensor, _: int, pad: int, config: Any) -> Any:
         """The frozen answers, and the logits that drew them, had the policy drawn them."""
-        self.order = [self.answers[tuple(ids)] for ids in queries.tolist()]
+        self.order = [self.answers[tuple(ids)].pop(0) for ids in queries.tolist()]
         rows = torch.cat([queries, self.completion_ids[self.order]], dim=1)
         logits = library.forward(model, rows, pad).logits[:, queries.shape[1] - 1 : -1]
         return rows, logits / config.temperature

@@ -49,3 +49,13 @@ def test_reliability_of_each_data_set():
         "eval_b": [("50-60", "█" * 5)],
     }
     assert reliability_bins({"eval_loss": Estimate(1.0, 1.0, 0.0)}) == {}
+
+
+def test_a_reward_has_no_unit_so_its_change_is_told_in_deviations() -> None:
+    """64 prompts, standard error 0.125: a prompt's reward deviates by 1, and 0.5 more is half of that."""
+    before, after = {"eval_reward": Estimate(0.25, 64.0, 0.125)}, {"eval_reward": Estimate(0.75, 64.0, 0.125)}
+    (row,) = compare(before, after)
+    assert row.is_headline
+    assert row.change == "0.500 [0.154, 0.846], 0.50 standard deviations of a prompt's before"
+    (row,) = compare({"eval_reward": Estimate(0.25, 64.0, 0.0)}, after)
+    assert "deviations" not in row.change

@@ -41,8 +41,8 @@ class Row:
 
     @property
     def is_headline(self) -> bool:
-        """The share of right answers, or of pairs that are told apart: what the run is for."""
-        return self.label.endswith(("_rewards/accuracies", "_accuracy"))
+        """The share of right answers, or of pairs that are told apart, or the reward: what the run is for."""
+        return self.label.endswith(("_rewards/accuracies", "_accuracy", "_reward"))
 
 
 def compare(before: Mapping[str, Estimated], after: Mapping[str, Estimated]) -> list[Row]:
@@ -61,7 +61,7 @@ def compare(before: Mapping[str, Estimated], after: Mapping[str, Estimated]) -> 
             _weight(before.get(name), after.get(name)),
             _cell(before.get(name), is_share=name in shares),
             _cell(after.get(name), is_share=name in shares),
-            _change(before.get(name), after.get(name)),
+            _change(before.get(name), after.get(name), in_deviations=_measure(name) == "reward"),
         )
         for name in names
     ]
@@ -161,9 +161,15 @@ def _cell(estimate: Estimated | None, *, is_share: bool) -> str:
     return shown_interval(estimate.mean, normal(estimate.mean, estimate.standard_error))
 
 
-def _change(before: Estimated | None, after: Estimated | None) -> str:
-    """The difference, with the interval of two independent measurements: on the same rows it is narrower."""
+def _change(before: Estimated | None, after: Estimated | None, *, in_deviations: bool) -> str:
+    """The difference, with the interval of two independent measurements: on the same rows it is narrower.
+
+    A reward has no unit of its own: it is also told in standard deviations of what a prompt earned before.
+    """
     if before is None or after is None:
         return ""
     difference = after.mean - before.mean
-    return shown_interval(difference, normal(difference, math.hypot(before.standard_error, after.standard_error)))
+    shown = shown_interval(difference, normal(difference, math.hypot(before.standard_error, after.standard_error)))
+    deviation = before.standard_error * math.sqrt(before.weight)
+    is_known = in_deviations and math.isfinite(deviation) and deviation > 0
+    return f"{shown}, {difference / deviation:.2f} standard deviations of a prompt's before" if is_known else shown
