@@ -15,7 +15,7 @@ from reward_training import make_trainer, scores_of
 
 from burnish.models.adapters import adapt
 from burnish.rewards import Scorer
-from burnish.rewards.models import ClassifierReward, RunningMoments, batches
+from burnish.rewards.models import ClassifierReward, RunningMoments
 from conftest import make_model, make_rows, make_tokenizer
 
 
@@ -136,15 +136,6 @@ def test_a_classifier_without_its_head_is_refused(place, tmp_path):
     save_file({k: v for k, v in weights.items() if "score" not in k}, tmp_path / "judge" / "model.safetensors")
     with pytest.raises(ValueError, match=r"comes without the weights \['score.weight'\]"):
         Scorer(str(tmp_path / "judge"))
-
-
-def test_batches_stay_under_the_budget():
-    lengths = [5, 1, 9, 2, 2, 7]
-    found = batches(lengths, 12)
-    assert sorted(row for batch in found for row in batch) == list(range(6))
-    assert all(len(batch) * max(lengths[row] for row in batch) <= 12 for batch in found)
-    assert batches([20, 1], 12) == [[1], [0]]
-    assert batches([], 12) == []
 
 
 def test_running_moments():

@@ -57,9 +57,9 @@ def install_values(model: PreTrainedModel, *, prefix_sharing: str = "auto") -> S
         UnsupportedModelError: no such head, or one that does not reproduce the model's own logits.
         ValueError: `prefix_sharing` is unknown, or changes what this model computes.
     """
-    _check_head(model)
-    sharing = choose_sharing(trunk_of(model), prefix_sharing)
     own_forward = type(model).forward
+    _check_head(model, functools.partial(own_forward, model))
+    sharing = choose_sharing(trunk_of(model), prefix_sharing)
 
     @functools.wraps(own_forward)
     def forward_or_score(
@@ -67,10 +67,27 @@ def install_values(model: PreTrainedModel, *, prefix_sharing: str = "auto") -> S
     ) -> Any:
         if token_batch is None:
             return own_forward(self, *args, **kwargs)
-        return {"values": _values(self, token_batch, sharing)}
+        return {"values": values_of(self, token_batch, sharing)}
 
     model.forward = MethodType(forward_or_score, model)
     return sharing
+
+
+def choose_values(model: PreTrainedModel, *, prefix_sharing: str = "auto") -> Sharing:
+    """As `install_values` for a model that is not trained: it stays as it is, and its values come from `values_of`.
+
+    A `forward` that somebody else gave the model has to say the same as its class's.
+    """
+    _check_head(model, model)
+    return choose_sharing(trunk_of(model), prefix_sharing)
+
+
+def values_of(model: PreTrainedModel, batch: TokenBatch, sharing: Sharing) -> Float[Tensor, "N T1"]:
+    """As `token_values`, of the bare model, run as `choose_values` said."""
+    hidden = run_trunk(trunk_of(model), batch, sharing=sharing).hidden  # (N, T+1, H)
+    values = _apply(score_head(model), hidden)  # (N, T+1)
+    there = nn.functional.pad(batch.completion_mask, (1, 0), value=True)
+    return torch.where(there, values, torch.zeros_like(values))
 
 
 def token_values(model: nn.Module, batch: TokenBatch) -> Float[Tensor, "N T1"]:
@@ -107,13 +124,6 @@ def score_head(model: PreTrainedModel) -> Head:
     return head_matrix(layer, owner=type(model).__name__)
 
 
-def _values(model: PreTrainedModel, batch: TokenBatch, sharing: Sharing) -> Float[Tensor, "N T1"]:
-    hidden = run_trunk(trunk_of(model), batch, sharing=sharing).hidden  # (N, T+1, H)
-    values = _apply(score_head(model), hidden)  # (N, T+1)
-    there = nn.functional.pad(batch.completion_mask, (1, 0), value=True)
-    return torch.where(there, values, torch.zeros_like(values))
-
-
 def _apply(head: Head, hidden: Float[Tensor, "... H"]) -> Float[Tensor, "..."]:
     """weight · h + bias in at least float32, also under autocast: scores are differences of large sums."""
     dtype = torch.promote_types(torch.promote_types(hidden.dtype, head.weight.dtype), torch.float32)
@@ -123,8 +133,8 @@ def _apply(head: Head, hidden: Float[Tensor, "... H"]) -> Float[Tensor, "..."]:
 
 
 @torch.no_grad()
-def _check_head(model: PreTrainedModel) -> None:
-    """Compare with the model's own logit of a few tokens."""
+def _check_head(model: PreTrainedModel, forward: Callable[..., Any]) -> None:
+    """Compare with the model's own logit of a few tokens, as `forward` says it."""
     head = score_head(model)
     embeddings: Any = model.get_input_embeddings()
     pad = model.config.get_text_config().pad_token_id
@@ -135,7 +145,7 @@ def _check_head(model: PreTrainedModel) -> None:
     model.eval()
     try:
         hidden = trunk_of(model)(**inputs)[0][0, -1]  # (H,)
-        own = type(model).forward(model, **inputs).logits[0, 0]
+        own = forward(**inputs).logits[0, 0]
     finally:
         model.train(was_training)
     size = (hidden.double().norm() * head.weight.double().norm()).clamp(min=1e-12)

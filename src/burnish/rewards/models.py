@@ -1,7 +1,9 @@
-"""Sequence classifiers as rewards: their own tokenizer and chat template, batches under a token budget.
+"""Sequence classifiers as rewards: their own tokenizer and chat template, a prompt computed once for all its answers.
 
 The text of a row is its prompt and answer, by the classifier's chat template if they are messages. What is longer
 than the classifier can read loses tokens at its beginning, since the answer is at its end, and is counted.
+
+A classifier with a head `score` on a causal trunk runs in the layouts of `models.sharing`, and any other in plain rows.
 """
 
 from __future__ import annotations
@@ -12,17 +14,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.utils import logging
 
 from burnish.models.adapter_files import is_adapter_directory
+from burnish.models.head_layer import UnsupportedModelError
 from burnish.models.load import load_tokenizer
-from burnish.models.value import load_value_model
+from burnish.models.sharing import Sharing
+from burnish.models.value import choose_values, load_value_model, row_scores, values_of
 from burnish.models.vision import tokenizer_of
+from burnish.rewards.batching import batches, groups_of, token_batch
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+logger = logging.get_logger(__name__)
 HEADS = ("score", "classifier", "classification_head")
 NO_LIMIT = 10**6  # tokenizers without a limit have a larger one
 
@@ -71,6 +78,7 @@ class ClassifierReward:
         self.tokenizer: Any = processing_class or load_tokenizer(place)
         self.model: PreTrainedModel = model.eval().requires_grad_(False)
         self.moments = RunningMoments()
+        self._sharings: dict[str, Sharing] = {}
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         model.config.pad_token_id = self.tokenizer.pad_token_id
@@ -85,6 +93,7 @@ class ClassifierReward:
         max_tokens: int = 16_384,
         normalize: bool = False,
         append_eos: bool = False,
+        prefix_sharing: str = "auto",
     ) -> list[float]:
         """The classifier's logit of each answer.
 
@@ -93,21 +102,57 @@ class ClassifierReward:
             completions: the answers.
             log_metric: gets the share of rows that were cut.
             max_length: tokens of a row; by default what tokenizer and model say.
-            max_tokens: of a forward, padding included; a single row may be longer.
+            max_tokens: that one forward runs over, padding included where there is any; a single row may be longer.
             normalize: subtract the running mean, and divide by the running standard deviation, of past rounds.
             append_eos: end plain texts with the end-of-sequence token, as they are in the training of reward models.
+            prefix_sharing: how a prompt with several answers is run: `auto`, `tree`, `cache`, or `off` for plain rows.
         """
         limit = max_length or self._limit()
         pairs = zip(prompts, completions, strict=True)
         rows = [self._encode(prompt, answer, append_eos=append_eos) for prompt, answer in pairs]
         if log_metric is not None and rows:
             log_metric(f"reward_truncated/{self.name}", sum(len(ids) > limit for ids in rows) / len(rows))
+        owners = [None if len(ids) > limit else str(p) for ids, p in zip(rows, prompts, strict=True)]
         rows = [self._cut(ids, limit) for ids in rows]
-        scores = torch.zeros(len(rows), dtype=torch.float64)
-        for batch in batches([len(ids) for ids in rows], max_tokens):
-            scores[batch] = self._forward([rows[row] for row in batch])
+        scores = self._score(rows, owners, max_tokens=max_tokens, sharing=self.sharing(prefix_sharing))
         self.moments.collect(scores)
         return (self.moments.normalize(scores) if normalize else scores).tolist()
+
+    def sharing(self, wanted: str = "auto") -> Sharing:
+        """How a prompt with several answers is run: found out once, and said if it is not the fastest way.
+
+        Raises:
+            ValueError: another word than `SHARING` has, or a layout that this classifier cannot take.
+        """
+        if wanted not in self._sharings:
+            try:
+                found = choose_values(self.model, prefix_sharing=wanted)
+            except UnsupportedModelError as error:
+                if wanted not in ("auto", "off"):
+                    raise
+                found = Sharing("rows", f"{str(error).split(':')[0]}.")
+            if found.reason and wanted != "off":
+                logger.warning(f"The reward model {self.name!r}: {found.line()}")
+            self._sharings[wanted] = found
+        return self._sharings[wanted]
+
+    @torch.no_grad()
+    def _score(
+        self, rows: Sequence[list[int]], prompts: Sequence[str | None], *, max_tokens: int, sharing: Sharing
+    ) -> Float[Tensor, "N"]:
+        """The score of each row in the order of the rows, (N,) float64; `prompts` as in `groups_of`."""
+        is_plain = sharing.layout == "rows"
+        rows = [ids if is_plain else self._until_padding(ids) for ids in rows]
+        groups = groups_of(rows, [None] * len(rows) if is_plain else prompts)
+        scores = torch.zeros(len(rows), dtype=torch.float64)
+        for batch in batches(groups, max_tokens, layout=sharing.layout):
+            members = [row for group in batch for row in group.rows]
+            if is_plain or (sharing.layout == "cache" and len(batch) == len(members)):  # nothing is shared
+                scores[members] = self._forward([rows[row] for row in members])
+                continue
+            parcel = token_batch(rows, batch, pad_token_id=self.tokenizer.pad_token_id, device=self.model.device)
+            scores[members] = row_scores(values_of(self.model, parcel, sharing), parcel).double().cpu()
+        return scores
 
     def _limit(self) -> int:
         limits = [
@@ -137,35 +182,27 @@ class ClassifierReward:
         first = ids[:1] if ids[0] in self.tokenizer.all_special_ids else []
         return first + ids[len(ids) - limit + len(first) :]
 
+    def _until_padding(self, ids: list[int]) -> list[int]:
+        """The classifiers of transformers read the last token that is not padding, or else the first one."""
+        pad = int(self.tokenizer.pad_token_id)
+        end = next((place for place in range(len(ids), 0, -1) if ids[place - 1] != pad), 0)
+        return ids[:end] or [pad]
+
     def _forward(self, rows: Sequence[Sequence[int]]) -> Float[Tensor, "N"]:
+        """What the plain class says of rows padded on the right."""
         width = max(1, *(len(ids) for ids in rows)) if rows else 1
         pad = int(self.tokenizer.pad_token_id)
         device = self.model.device
         ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=device)  # (N, T)
         lengths = torch.tensor([max(len(row), 1) for row in rows], device=device)
         mask = (torch.arange(width, device=device) < lengths[:, None]).long()
-        with torch.no_grad():
-            logits = self.model(input_ids=ids, attention_mask=mask).logits  # (N, 1)
+        logits = self.model(input_ids=ids, attention_mask=mask).logits  # (N, 1)
         return logits[:, 0].double().cpu()
 
     def to(self, device: torch.device | str) -> None:
         """Move the classifier."""
         self.model.to(device)  # pyright: ignore[reportArgumentType]
-
-
-def batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Rows of similar length together, so that rows times the longest stays under a budget.
-
-    >>> batches([5, 1, 9, 2], max_tokens=6)
-    [[1, 3], [0], [2]]
-    """
-    found: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
-        if found and (len(found[-1]) + 1) * lengths[row] <= max_tokens:
-            found[-1].append(row)
-        else:
-            found.append([row])
-    return found
+        self._sharings.clear()  # a layout that is right on one device may not be on another
 
 
 class RunningMoments:

@@ -23,9 +23,9 @@ _MIN_SPEEDUP = 1.2
 _MAX_ERROR = 2e-5
 _SHAPE = (512, 576, 1536)
 _REPEATS = 7
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_MMAP_THRESHOLDS = (1 << 30, 32 << 20)  # glibc before 2.35 accepts at most the second
-_TRIM_THRESHOLD = (1 << 31) - 1
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
+_MMAP_THRESHOLD = 1 << 30
+_NEVER = -1  # a step may free more than the largest threshold that fits an int, 2 GB
 _MALLOC_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 
 
@@ -161,5 +161,6 @@ def _may_tune_malloc() -> bool:
 def _tune_malloc() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     mallopt.argtypes, mallopt.restype = [ctypes.c_int, ctypes.c_int], ctypes.c_int
-    raised = any(mallopt(_M_MMAP_THRESHOLD, threshold) for threshold in _MMAP_THRESHOLDS)
-    return raised and bool(mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD))
+    # glibc before 2.35 accepts at most 32 MB, which a gradient exceeds: then no block is mapped by itself.
+    raised = mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD) or mallopt(_M_MMAP_MAX, 0)
+    return bool(raised and mallopt(_M_TRIM_THRESHOLD, _NEVER))
