@@ -26,6 +26,8 @@ SCALE_NAMES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_mu
 SOFTCAP_NAME = "final_logit_softcapping"
 PROBE_TOKENS = 6
 NUM_EXPERTS_NAMES = ("num_experts", "num_local_experts")
+EPSILON_NAMES = ("variance_epsilon", "eps")
+GATED_LAYER_NAMES = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
 BALANCING_PARAMETERS = {"gate_logits", "num_experts", "top_k", "attention_mask"}
 
 
@@ -106,6 +108,29 @@ def recomputes(trunk: nn.Module) -> bool:
     """Activations of the trunk are computed again in the backward pass (gradient checkpointing)."""
     names = ("is_activation_checkpointing", "is_gradient_checkpointing")  # renamed in transformers 5.23
     return next((bool(getattr(trunk, name)) for name in names if hasattr(type(trunk), name)), False)
+
+
+def norm_epsilon(module: nn.Module) -> float | None:
+    """The epsilon of a module that has one, and a weight (H,), and nothing else; None for others."""
+    own = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
+    epsilons = [value for name in EPSILON_NAMES if isinstance(value := getattr(module, name, None), float)]
+    is_norm = own == ["weight"] and epsilons and not list(module.children())
+    return epsilons[0] if is_norm and module.get_parameter("weight").ndim == 1 else None
+
+
+def gated_layers(module: nn.Module) -> tuple[str, str, str] | None:
+    """The names of gate, up and down layers of a feed-forward that has them, and at most an activation beside them."""
+    children = dict(module.named_children())
+    names = next((names for names in GATED_LAYER_NAMES if set(names) <= set(children)), None)
+    if names is None or set(children) - {*names, "act_fn"} or list(module.parameters(recurse=False)):
+        return None
+    return names if hasattr(children[names[0]], "in_features") else None
+
+
+def input_width(module: nn.Module) -> int:
+    """H of a norm or a gated feed-forward."""
+    names = gated_layers(module)
+    return module.get_parameter("weight").shape[0] if names is None else module.get_submodule(names[0]).in_features  # pyright: ignore[reportReturnType]
 
 
 def head_of(model: PreTrainedModel) -> Head:
