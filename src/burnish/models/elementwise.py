@@ -4,6 +4,8 @@
                     ds = sum r g x,   dx = r (g s) - x r³ mean(x g s)
     gated product   p = act(gate) up                        kept: gate, up
                     dup = g act(gate),   dgate = g up act'(gate)
+    rotation        y = x c + (-x'', x') s of halves x', x''    kept: c, s
+                    dx = g c + (g'' s'', -g' s')
 
 What comes out of them is offered as a recipe (`models.recipes`). Forward values are bit for bit those of the modules
 of transformers. Blocks of a product stay in a core's cache from one operation to the next.
@@ -88,6 +90,40 @@ def gated_product(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
     product = _GatedProduct.apply(gate, up, activation, activated)
     offer(product, partial(_product, gate.detach(), up.detach(), activation, activated))
     return product
+
+
+def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+    """Queries and keys (..., D) turned by the angles of their positions, halves of D being the two coordinates."""
+    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return _rotated(query, cos, sin), _rotated(key, cos, sin)
+    return _Rotation.apply(query, cos, sin), _Rotation.apply(key, cos, sin)
+
+
+def _rotated(states: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
+    """Turned by the angles, or its transpose, which is the gradient's way."""
+    (first, second), (first_sin, second_sin) = states.chunk(2, -1), sin.chunk(2, -1)
+    rotated = states * cos
+    one, other = rotated.chunk(2, -1)
+    if back:
+        first_sin, second_sin = second_sin, first_sin
+    one.addcmul_(second, first_sin, value=1 if back else -1)
+    other.addcmul_(first, second_sin, value=-1 if back else 1)
+    return rotated
+
+
+class _Rotation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.dtype = states.dtype
+        return _rotated(states, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(grad, cos, sin, back=True).to(ctx.dtype), None, None
 
 
 def _norm(states: Tensor, weight: Tensor, eps: float, kind: NormKind) -> tuple[Tensor, Tensor]:

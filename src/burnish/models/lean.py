@@ -1,21 +1,30 @@
 """Which modules of a model take the lean forward of `models.elementwise`: those whose own numbers it gives.
 
 Norms and gated feed-forwards are found by their parts, and each kind is compared with the module's own forward on a
-small input: the same values bit for bit, and the same gradients. The instance's `forward` is replaced and nothing else,
-so that weights, checkpoints, copies and wrappers stay as they are. A module that differs keeps its own.
+small input: the same values bit for bit, and the same gradients. Of an attention only the rotation of queries and keys
+is another one, which gives the family's to rounding. The instance's `forward` is replaced and nothing else, so that
+weights, checkpoints, copies and wrappers stay as they are. A module that differs keeps its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from burnish.models.elementwise import ACTIVATIONS, NORMS, Activation, NormKind, gated_product, rms_norm
-from burnish.models.introspect import evaluation_mode, gated_layers, input_width, norm_epsilon
+from burnish.models.elementwise import ACTIVATIONS, NORMS, Activation, NormKind, gated_product, rms_norm, rotate
+from burnish.models.introspect import (
+    evaluation_mode,
+    gated_layers,
+    head_width,
+    input_width,
+    norm_epsilon,
+    rotation_of,
+    with_rotation,
+)
 from burnish.models.recipes import recipes_kept
 
 if TYPE_CHECKING:
@@ -49,7 +58,7 @@ def install_lean(trunk: nn.Module, wanted: str = "auto") -> None:
             continue
         kind = (type(module), *(type(child) for child in module.children()), *_properties(module))
         if kind not in chosen:
-            chosen[kind] = next((forward for forward in _candidates(module) if _is_right(module, forward)), None)
+            chosen[kind] = _lean_forward(module)
         if (forward := chosen[kind]) is not None:
             vars(module)["forward"] = MethodType(forward, module)
 
@@ -80,7 +89,20 @@ def lean_line(model: nn.Module) -> str:
 
 def _properties(module: nn.Module) -> tuple[Any, ...]:
     """What else decides whether a forward is right: epsilon and dtypes."""
-    return norm_epsilon(module), *(parameter.dtype for parameter in module.parameters())
+    dtypes = (parameter.dtype for parameter in module.parameters())
+    return norm_epsilon(module), head_width(module), *dtypes
+
+
+def _lean_forward(module: nn.Module) -> Forward | None:
+    """The forward that gives a module's own numbers and keeps less; None if there is none."""
+    rotation = rotation_of(module)
+    if rotation is None:
+        return next((forward for forward in _candidates(module) if _is_right(module, forward)), None)
+    if not _rotates_so(rotation, head_width(module) or 0, next(module.parameters()).device):
+        return None
+    forward: Any = with_rotation(module, rotate)
+    vars(forward)[_MARK] = True
+    return forward
 
 
 def _candidates(module: nn.Module) -> list[Forward]:
@@ -130,14 +152,42 @@ def _is_right(module: nn.Module, forward: Forward) -> bool:
 def _agrees(module: nn.Module, forward: Forward, dtype: torch.dtype) -> bool:
     exact, exact_grads = _values_and_gradients(module, type(module).forward, dtype)
     found, found_grads = _values_and_gradients(module, forward, dtype)
-    tolerance = TOLERANCES.get(dtype, LOW_PRECISION_TOLERANCE)
-    return (
-        found.dtype == exact.dtype
-        and torch.equal(found, exact)
-        and all(
-            float((one - other).double().norm()) <= tolerance * float(other.double().norm())
-            for one, other in zip(found_grads, exact_grads, strict=True)
+    is_same = found.dtype == exact.dtype and torch.equal(found, exact)
+    return is_same and _are_close(found_grads, exact_grads, dtype)
+
+
+def _rotates_so(rotation: Forward, width: int, device: torch.device) -> bool:
+    """A family's rotation of queries and keys gives the numbers and gradients of `rotate`, in the same precision."""
+    angles = torch.arange(PROBE_ROWS * width // 2, device=device).view(1, PROBE_ROWS, -1).repeat(1, 1, 2)  # (1, 3, D)
+    cos, sin = angles.cos(), angles.sin()
+    numbers = torch.arange(PROBE_ROWS**2 * width, device=device).sin().view(1, PROBE_ROWS, PROBE_ROWS, width)
+    with suppress(RuntimeError):  # it is for parts of heads too, which `rotate` is not
+        rotation(*numbers.split([2, 1], dim=1), cos[..., : width // 2], sin[..., : width // 2])
+        return False
+    try:
+        return all(
+            _are_close(*(_rotated(function, numbers.to(dtype), cos, sin) for function in (rotate, rotation)), dtype)
+            for dtype in (torch.float32, torch.bfloat16)
         )
+    except (TypeError, ValueError, RuntimeError, IndexError):
+        return False
+
+
+def _rotated(function: Forward, numbers: Tensor, cos: Tensor, sin: Tensor) -> list[Tensor]:
+    """Two heads of queries and one of keys rotated, and the gradients of both."""
+    states = [part.detach().requires_grad_() for part in numbers.split([2, 1], dim=1)]
+    with torch.enable_grad():
+        query, key = function(*states, cos, sin)
+    factors = numbers.cos().to(query.dtype).split([2, 1], dim=1)
+    return [query.detach(), key.detach(), *torch.autograd.grad((query, key), states, factors)]
+
+
+def _are_close(found: Sequence[Tensor], exact: Sequence[Tensor], dtype: torch.dtype) -> bool:
+    """Each is the other to the rounding of a precision, and has its dtype."""
+    tolerance = TOLERANCES.get(dtype, LOW_PRECISION_TOLERANCE)
+    return all(
+        one.dtype == other.dtype and float((one - other).double().norm()) <= tolerance * float(other.double().norm())
+        for one, other in zip(found, exact, strict=True)
     )
 
 
@@ -146,8 +196,10 @@ def _values_and_gradients(module: nn.Module, forward: Forward, dtype: torch.dtyp
     weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
     device = next(module.parameters()).device
     numbers = torch.arange(PROBE_ROWS * input_width(module), dtype=torch.float64, device=device)
-    states = numbers.mul(0.7).sin().mul(2).to(dtype).view(1, PROBE_ROWS, -1).requires_grad_()
+    states = numbers.square().mul(0.7).sin().mul(2).to(dtype).view(1, PROBE_ROWS, -1).requires_grad_()
     with torch.enable_grad(), recipes_kept():
         values = forward(module, states)
-    factors = torch.arange(values.numel(), device=device).mul(0.3).cos().view_as(values)
-    return values.detach(), torch.autograd.grad(values, [states, *weights], factors.to(values.dtype))
+    factors = (
+        torch.arange(values.numel(), dtype=torch.float64, device=device).square().mul(0.3).cos()
+    )  # no row is like another
+    return values.detach(), torch.autograd.grad(values, [states, *weights], factors.view_as(values).to(values.dtype))
