@@ -206,7 +206,7 @@ class _GatedProduct(torch.autograd.Function):
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The same pieces of contiguous tensors of one size; on a CPU small ones, elsewhere the whole."""
-    if tensors[0].device.type != "cpu":
-        return iter([tensors])
     size = BLOCK_NUMBERS * torch.get_num_threads()
+    if tensors[0].device.type != "cpu" or tensors[0].numel() <= size:
+        return iter([tensors])
     return zip(*(tensor.view(-1).split(size) for tensor in tensors), strict=True)

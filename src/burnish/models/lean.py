@@ -128,7 +128,7 @@ def _gated_forward(names: tuple[str, str, str], activation: Activation) -> Forwa
     def forward(self: Any, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             return type(self).forward(self, x)
-        gate_layer, up_layer, down_layer = (self.get_submodule(name) for name in names)
+        gate_layer, up_layer, down_layer = (getattr(self, name) for name in names)
         gate, up = gate_layer(x), up_layer(x)
         dtype = torch.promote_types(gate.dtype, up.dtype)  # one of them may have an adapter of another precision
         return down_layer(gated_product(gate.to(dtype).contiguous(), up.to(dtype).contiguous(), activation))
