@@ -178,16 +178,17 @@ def test_copies_weights_and_generation_are_untouched():
     assert not torch.equal(copied(ids).logits, model(ids).logits)
 
 
-class Unusual(nn.Module):
-    """A gated feed-forward that is none: it clamps its gate."""
+class Gated(nn.Module):
+    """A feed-forward whose gate may be clamped, which one layer of a model may do and another not."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: float) -> None:
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
         self.act_fn = nn.SiLU()
+        self.most = most
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(self.act_fn(self.gate_proj(x)).clamp(max=0.05) * self.up_proj(x))
+        return self.down_proj(self.act_fn(self.gate_proj(x)).clamp(max=self.most) * self.up_proj(x))
 
 
 def test_what_differs_keeps_its_own():
@@ -196,9 +197,11 @@ def test_what_differs_keeps_its_own():
     model = make_model()
     norm = model.model.norm
     norm.forward = type(norm).forward.__get__(norm)
-    model.add_module("others", nn.ModuleList([Unusual(), nn.LayerNorm(8, bias=False), nn.Linear(8, 8)]))
+    others = nn.ModuleList([Gated(100.0), Gated(0.05), nn.LayerNorm(8, bias=False), nn.Linear(8, 8)])
+    model.add_module("others", others)
     install_lean(model)
-    assert lean_modules(model) == {**FOUND["llama"], "LlamaRMSNorm": 4}
+    assert lean_modules(model) == {**FOUND["llama"], "LlamaRMSNorm": 4, "Gated": 1}
+    assert is_lean(others[0])
     assert "4 LlamaRMSNorm" in lean_line(model)
     with pytest.raises(ValueError, match="lean_activations='on'; allowed: auto, off"):
         install_lean(model, "on")

@@ -88,9 +88,9 @@ def lean_line(model: nn.Module) -> str:
 
 
 def _properties(module: nn.Module) -> tuple[Any, ...]:
-    """What else decides whether a forward is right: epsilon and dtypes."""
-    dtypes = (parameter.dtype for parameter in module.parameters())
-    return norm_epsilon(module), head_width(module), *dtypes
+    """What else decides whether a forward is right: the module's plain numbers and words, and dtypes."""
+    plain = ((name, value) for name, value in vars(module).items() if isinstance(value, int | float | str))
+    return *plain, *(parameter.dtype for parameter in module.parameters())
 
 
 def _lean_forward(module: nn.Module) -> Forward | None:
@@ -166,8 +166,8 @@ def _rotates_so(rotation: Forward, width: int, device: torch.device) -> bool:
         return False
     try:
         return all(
-            _are_close(*(_rotated(function, numbers.to(dtype), cos, sin) for function in (rotate, rotation)), dtype)
-            for dtype in (torch.float32, torch.bfloat16)
+            _are_close(_rotated(rotate, states, cos, sin), _rotated(rotation, states, cos, sin), states.dtype)
+            for states in (numbers, numbers.bfloat16())
         )
     except (TypeError, ValueError, RuntimeError, IndexError):
         return False
