@@ -12,6 +12,7 @@ from burnish.cli.methods import METHODS, method_named
 from burnish.cli.runfile import RunFile
 from burnish.models.adapter_summary import adapter_line
 from burnish.models.adapters import plain_model
+from burnish.models.lean import lean_line
 from burnish.trainers.precompute import could_precompute
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def plan_lines(runfile: RunFile, trainer: DPOTrainer, state: TrainerState) -> li
     ]
     if method.name in METHODS and method.takes_reference and not method.draws_answers:
         lines += _repeated_reference(trainer, state)
-    lines.append(trainer.sharing.line())
+    lines += [trainer.sharing.line(), lean_line(plain_model(model))]
     if trainer.cpu_settings is not None:
         lines += trainer.cpu_settings.lines()
     return [*lines, f"run directory: {args.output_dir}"]

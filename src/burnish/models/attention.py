@@ -153,12 +153,10 @@ class _Blocks:
         self.places = (prompts, answers)
         self.masks = (tree.prompt_mask[:, None], tree.answer_mask)
         self.shapes = tuple(self._shape(places, query.shape[1]) for places in self.places)
-        self.queries = tuple(self.as_queries(query, i).mul_(scale) for i in (0, 1))
+        self.queries = tuple(self.as_queries(query, i).mul(scale) for i in (0, 1))
         own = [
-            _Block(
-                self._as_keys(key, places), self._as_keys(value, places), _later(places.shape[2], window, key.device)
-            )
-            for places in self.places
+            _Block(self._as_keys(key, part), self._as_keys(value, part), _later(places.shape[2], window, key.device))
+            for part, places in enumerate(self.places)
         ]
         prefix = _Block(own[0].keys, own[0].values, _hidden_prefix(tree, window))
         self.blocks = ([own[0]], [prefix, own[1]])
@@ -167,15 +165,25 @@ class _Blocks:
         prompts, answers, tokens = places.shape
         return (prompts, self.heads, answers, num_heads // self.heads, tokens)
 
+    def _take(self, flat: Tensor, part: int) -> Tensor:
+        """(S, heads, D) -> (P, G, T, heads, D) of the prompts (0) or the completions (1); without padding no copy."""
+        places = self.places[part]
+        if self.tree.is_ragged:
+            return flat[places].to(self.dtype)
+        num_prompts = self.places[0].numel()
+        own = flat[num_prompts:] if part else flat[:num_prompts]
+        return own.view(*places.shape, *flat.shape[1:]).to(self.dtype)
+
     def as_queries(self, flat: Tensor, part: int) -> Tensor:
-        """(S, Hq, D) -> (P Hk, G R T, D) of the prompts (0) or the completions (1), a copy."""
-        block = flat[self.places[part]].to(self.dtype).unflatten(3, (self.heads, -1))  # (P, G, T, Hk, R, D)
+        """(S, Hq, D) -> (P Hk, G R T, D) of the prompts (0) or the completions (1)."""
+        block = self._take(flat, part).unflatten(3, (self.heads, -1))  # (P, G, T, Hk, R, D)
         block = block.permute(0, 3, 1, 4, 2, 5)
         return block.reshape(block.shape[0] * self.heads, -1, flat.shape[-1])
 
-    def _as_keys(self, flat: Tensor, places: Tensor) -> Tensor:
+    def _as_keys(self, flat: Tensor, part: int) -> Tensor:
         """(S, Hk, D) -> (P Hk G, T, D)."""
-        return flat[places].to(self.dtype).permute(0, 3, 1, 2, 4).reshape(-1, places.shape[2], flat.shape[-1])
+        block = self._take(flat, part).permute(0, 3, 1, 2, 4)  # (P, Hk, G, T, D)
+        return block.reshape(-1, block.shape[3], block.shape[4])
 
     def gradient(self, flat: Tensor, part: int) -> Tensor:
         """As `as_queries`, and 0 at padding, so that it adds nothing to any key or value."""

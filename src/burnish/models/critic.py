@@ -54,13 +54,21 @@ class ActorCritic(nn.Module):
         policy: with `install_forward`.
         critic: a model of its own, or a `ValueHead` on the policy's trunk.
         prefix_sharing: how a critic of its own runs prompts that several completions share; see `choose_sharing`.
+        lean_activations: whether the layers of a critic of its own keep less; see `install_lean`.
     """
 
-    def __init__(self, policy: nn.Module, critic: nn.Module, *, prefix_sharing: str = "auto") -> None:
+    def __init__(
+        self,
+        policy: nn.Module,
+        critic: nn.Module,
+        *,
+        prefix_sharing: str = "auto",
+        lean_activations: str = "auto",
+    ) -> None:
         super().__init__()
         self.policy, self.critic = policy, critic
         if not self.shares_trunk:
-            install_values(plain_model(critic), prefix_sharing=prefix_sharing)
+            install_values(plain_model(critic), prefix_sharing=prefix_sharing, lean_activations=lean_activations)
 
     @property
     def shares_trunk(self) -> bool:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from burnish.models.head import Tiles, accumulate_product
+from burnish.models.head import Tiles, plus_product
 from burnish.models.introspect import HeadSpec
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class _Divergence(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[rows] = (product @ model.weight).to(grad_hidden.dtype)
             if grad_weight is not None:
-                accumulate_product(grad_weight, product.t(), model.hidden[rows])
+                plus_product(grad_weight, product.t(), model.hidden[rows], model.stat_dtype)
         cast = (None if g is None else g.to(x.dtype) for g, x in zip(grads, (hidden, weight, bias), strict=True))
         return *cast, None, None, None
 

@@ -17,6 +17,7 @@ import torch
 from burnish.models.divergence import Teacher, divergence_from
 from burnish.models.head import STATISTICS, score_tokens
 from burnish.models.introspect import HeadSpec, RouterSpec, head_of, inspect_head, inspect_router, trunk_of
+from burnish.models.lean import install_lean
 from burnish.models.routing import load_balancing_loss
 from burnish.models.sharing import Sharing, choose_sharing, run_trunk
 from burnish.types import TokenBatch, TokenStats
@@ -29,21 +30,23 @@ NEEDS = (*STATISTICS, "hidden", "divergence", "aux_loss")
 AS_TEACHER = frozenset({"teacher"})
 
 
-def install_forward(model: PreTrainedModel, *, prefix_sharing: str = "auto") -> Sharing:
+def install_forward(model: PreTrainedModel, *, prefix_sharing: str = "auto", lean_activations: str = "auto") -> Sharing:
     """Teach a causal model to score a `TokenBatch`. Its weights, checkpoints and other calls do not change.
 
     Args:
         model: not wrapped.
         prefix_sharing: how prompts that several completions share are run; see `choose_sharing`.
+        lean_activations: whether layers keep less for the backward pass; see `install_lean`.
 
     Returns:
         How they are run.
 
     Raises:
         UnsupportedModelError: the model's head cannot be reproduced exactly.
-        ValueError: `prefix_sharing` is unknown, or changes what this model computes.
+        ValueError: `prefix_sharing` or `lean_activations` is unknown, or changes what this model computes.
     """
     spec, router = inspect_head(model), inspect_router(model)
+    install_lean(trunk_of(model), lean_activations)
     sharing = choose_sharing(trunk_of(model), prefix_sharing)
     own_forward = type(model).forward
 

@@ -139,7 +139,7 @@ class _TileScores(torch.autograd.Function):
         )
         ctx.kept = None  # they become their gradient; a second backward pass computes them again
         grad_hidden = torch.zeros_like(hidden, dtype=tiles.stat_dtype) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight, dtype=tiles.stat_dtype) if ctx.needs_input_grad[1] else None
+        grad_weight = None if len(hidden) else torch.zeros_like(weight, dtype=tiles.stat_dtype)
         grad_bias = torch.zeros_like(bias, dtype=tiles.stat_dtype) if ctx.needs_input_grad[2] else None
         for rows in tiles:
             grad = tiles.grad_logits(
@@ -155,9 +155,9 @@ class _TileScores(torch.autograd.Function):
             product = grad.to(ctx.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = (product @ tiles.weight).to(grad_hidden.dtype)
-            if grad_weight is not None:
-                accumulate_product(grad_weight, product.t(), tiles.hidden[rows])
-        grads = (grad_hidden, grad_weight, grad_bias)
+            if ctx.needs_input_grad[1]:
+                grad_weight = plus_product(grad_weight, product.t(), tiles.hidden[rows], tiles.stat_dtype)
+        grads = (grad_hidden, grad_weight if ctx.needs_input_grad[1] else None, grad_bias)
         inputs = (hidden, weight, bias)
         cast = (None if g is None else g.to(x.dtype) for g, x in zip(grads, inputs, strict=True))
         return *cast, None, None, None, None, None, None
@@ -181,7 +181,9 @@ class Tiles:
         self.hidden, self.weight, self.bias = hidden.to(dtype), weight.to(dtype), bias
         self.spec = spec
         self.stat_dtype = torch.promote_types(dtype, torch.float32)
-        self.size = min(tile_rows(len(weight), hidden.device.type), max(len(hidden), 1))
+        needs_no_tile = kept is not None and num_buffers == 1  # one product is faster than those of several tiles
+        tile = len(hidden) if needs_no_tile else tile_rows(len(weight), hidden.device.type)
+        self.size = max(min(tile, len(hidden)), 1)
         shape = (self.size, len(weight))
         self._is_kept, self.kept = kept is not None, kept
         if keep:
@@ -245,9 +247,8 @@ class Tiles:
         return grad.mul_(self.spec.scale) if self.spec.scale != 1.0 else grad
 
 
-def accumulate_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Total += left @ right, in place when the dtypes agree."""
-    if left.dtype == total.dtype:
-        total.addmm_(left, right)
-    else:
-        total += left @ right
+def plus_product(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """Total + left @ right in this dtype, in the place of the total; None is 0, so that it is never filled."""
+    if total is None:
+        return (left @ right).to(dtype)
+    return total.addmm_(left, right) if left.dtype == dtype else total.add_(left @ right)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,9 @@ SCALE_NAMES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_mu
 SOFTCAP_NAME = "final_logit_softcapping"
 PROBE_TOKENS = 6
 NUM_EXPERTS_NAMES = ("num_experts", "num_local_experts")
+ROTATION_NAME = "apply_rotary_pos_emb"
+EPSILON_NAMES = ("variance_epsilon", "eps")
+GATED_LAYER_NAMES = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
 BALANCING_PARAMETERS = {"gate_logits", "num_experts", "top_k", "attention_mask"}
 
 
@@ -106,6 +110,53 @@ def recomputes(trunk: nn.Module) -> bool:
     """Activations of the trunk are computed again in the backward pass (gradient checkpointing)."""
     names = ("is_activation_checkpointing", "is_gradient_checkpointing")  # renamed in transformers 5.23
     return next((bool(getattr(trunk, name)) for name in names if hasattr(type(trunk), name)), False)
+
+
+def norm_epsilon(module: nn.Module) -> float | None:
+    """The epsilon of a module that has one, and a weight (H,), and nothing else; None for others."""
+    own = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
+    epsilons = [value for name in EPSILON_NAMES if isinstance(value := getattr(module, name, None), float)]
+    is_norm = own == ["weight"] and epsilons and not list(module.children())
+    return epsilons[0] if is_norm and module.get_parameter("weight").ndim == 1 else None
+
+
+def gated_layers(module: nn.Module) -> tuple[str, str, str] | None:
+    """The names of gate, up and down layers of a feed-forward that has them, and at most an activation beside them."""
+    children = dict(module.named_children())
+    names = next((names for names in GATED_LAYER_NAMES if set(names) <= set(children)), None)
+    if names is None or set(children) - {*names, "act_fn"} or list(module.parameters(recurse=False)):
+        return None
+    return names if hasattr(children[names[0]], "in_features") else None
+
+
+def rotation_of(module: nn.Module) -> FunctionType | None:
+    """The function by which an attention rotates queries and keys, if its forward calls it by transformers' name."""
+    forward = type(module).forward
+    if not isinstance(forward, FunctionType) or ROTATION_NAME not in forward.__code__.co_names:
+        return None
+    rotation = forward.__globals__.get(ROTATION_NAME)
+    return rotation if isinstance(rotation, FunctionType) and isinstance(head_width(module), int) else None
+
+
+def with_rotation(module: nn.Module, rotation: Callable[..., Any]) -> FunctionType:
+    """The forward of the module's class, which calls another function for its rotation."""
+    own: Any = type(module).forward
+    changed = FunctionType(
+        own.__code__, {**own.__globals__, ROTATION_NAME: rotation}, own.__name__, own.__defaults__, own.__closure__
+    )
+    changed.__kwdefaults__ = own.__kwdefaults__
+    return changed
+
+
+def head_width(module: nn.Module) -> int | None:
+    """D of an attention."""
+    return getattr(module, "head_dim", None)
+
+
+def input_width(module: nn.Module) -> int:
+    """H of a norm or a gated feed-forward."""
+    names = gated_layers(module)
+    return module.get_parameter("weight").shape[0] if names is None else module.get_submodule(names[0]).in_features  # pyright: ignore[reportReturnType]
 
 
 def head_of(model: PreTrainedModel) -> Head:

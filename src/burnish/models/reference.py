@@ -245,7 +245,7 @@ def frozen_copy(model: PreTrainedModel) -> FrozenModel:
     return FrozenModel(copy.deepcopy(model), description="copy of the policy, taken at construction")
 
 
-def given_model(model: PreTrainedModel, *, prefix_sharing: str = "auto") -> FrozenModel:
-    """A reference that the user passed as `ref_model`; `prefix_sharing` as in `install_forward`."""
-    install_forward(plain_model(model), prefix_sharing=prefix_sharing)
+def given_model(model: PreTrainedModel, *, prefix_sharing: str = "auto", lean_activations: str = "auto") -> FrozenModel:
+    """A reference that the user passed as `ref_model`; the others as in `install_forward`."""
+    install_forward(plain_model(model), prefix_sharing=prefix_sharing, lean_activations=lean_activations)
     return FrozenModel(model, description=f"the given ref_model, {type(model).__name__}")

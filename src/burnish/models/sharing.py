@@ -18,6 +18,7 @@ from burnish.models.introspect import (
     takes_attention,
 )
 from burnish.models.layout import LAYOUTS, RowOutputs, run_rows, run_tree
+from burnish.models.lean import keeping_less
 from burnish.models.tree import make_tree
 from burnish.types import TokenBatch
 
@@ -78,7 +79,8 @@ def run_trunk(
         name = "rows"
     if name == "tree" and (not _fits(trunk, batch) or batch.prompt_ids.device.type != "cpu"):
         name = "cache"
-    return LAYOUTS[name](trunk, batch, output_router_logits=output_router_logits)
+    with keeping_less(trunk):
+        return LAYOUTS[name](trunk, batch, output_router_logits=output_router_logits)
 
 
 def choose_sharing(trunk: nn.Module, wanted: str = "auto") -> Sharing:

@@ -22,6 +22,7 @@ from burnish.models.adapter_files import attach_adapter, base_name, holds_copy, 
 from burnish.models.adapters import is_adapted, make_config, plain_model
 from burnish.models.head_layer import Head, UnsupportedModelError, head_matrix
 from burnish.models.introspect import trunk_of
+from burnish.models.lean import install_lean
 from burnish.models.load import resolve_model
 from burnish.models.padding import own_pad_token
 from burnish.models.sharing import Sharing, choose_sharing, run_trunk
@@ -43,22 +44,24 @@ HEAD_INITS: Mapping[str, Callable[[int], float]] = {
 }
 
 
-def install_values(model: PreTrainedModel, *, prefix_sharing: str = "auto") -> Sharing:
+def install_values(model: PreTrainedModel, *, prefix_sharing: str = "auto", lean_activations: str = "auto") -> Sharing:
     """Teach a sequence classifier to score a `TokenBatch`. Its weights, checkpoints and other calls do not change.
 
     Args:
         model: a trunk and a head `score` of one label. Install before `accelerator.prepare`.
         prefix_sharing: how prompts that several completions share are run; see `choose_sharing`.
+        lean_activations: whether layers keep less for the backward pass; see `install_lean`.
 
     Returns:
         How they are run.
 
     Raises:
         UnsupportedModelError: no such head, or one that does not reproduce the model's own logits.
-        ValueError: `prefix_sharing` is unknown, or changes what this model computes.
+        ValueError: `prefix_sharing` or `lean_activations` is unknown, or changes what this model computes.
     """
     own_forward = type(model).forward
     _check_head(model, functools.partial(own_forward, model))
+    install_lean(trunk_of(model), lean_activations)
     sharing = choose_sharing(trunk_of(model), prefix_sharing)
 
     @functools.wraps(own_forward)

@@ -19,6 +19,7 @@ from transformers import TrainingArguments
 
 from burnish.compat import resolve_checkpointing
 from burnish.data.schema import PREFERENCES
+from burnish.models.lean import LEAN
 from burnish.models.sharing import SHARING
 
 # TrainingArguments field -> (values that are fine, why the others are not).
@@ -61,6 +62,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "on_bad_row": ("error", "drop"),
     "cpu_tuning": ("auto", "off"),
     "prefix_sharing": SHARING,
+    "lean_activations": LEAN,
     "head_init": ("normal", "zeros"),
 }
 
@@ -129,6 +131,9 @@ class PolicyConfig(DataOptions):
     max_skipped_steps: int = arg(10, "End the run after so many steps in a row whose loss or gradient is not finite.")
     prefix_sharing: str = arg(
         "auto", "How a prompt with several answers is run: auto, tree or cache (once), off (once for each answer)."
+    )
+    lean_activations: str = arg(
+        "auto", "auto keeps less of norms and feed-forwards for the backward pass, where it is exact; off keeps all."
     )
     token_budget: int | None = arg(
         None, "Most tokens of one forward; micro-batches are cut to it. 0: uncut. Unset: 1024 on a CPU, else uncut."

@@ -173,7 +173,12 @@ class CriticMixin(Host):
         if self.own_critic is not None and self.args.disable_dropout:
             disable_dropout(self.own_critic)
         critic = value_head(policy) if self.own_critic is None else self.own_critic
-        return ActorCritic(policy, critic, prefix_sharing=self.args.prefix_sharing)
+        return ActorCritic(
+            policy,
+            critic,
+            prefix_sharing=self.args.prefix_sharing,
+            lean_activations=self.args.lean_activations,
+        )
 
     @property
     def actor_critic(self) -> ActorCritic:

@@ -13,7 +13,8 @@ from transformers.trainer_callback import ExportableState
 
 from burnish.models.adapter_files import load_adapter_weights, save_adapter
 from burnish.models.adapter_summary import adapter_settings
-from burnish.models.adapters import is_adapted
+from burnish.models.adapters import is_adapted, plain_model
+from burnish.models.lean import lean_modules
 from burnish.runtime import checkpoint, distributed
 from burnish.runtime.rng import restore_rng_state, rng_state
 from burnish.runtime.tree import load_tree, save_tree
@@ -180,6 +181,7 @@ class PersistenceMixin(Host):
             "world_size": self.args.world_size,
             **({"adapters": settings} if (settings := adapter_settings(self.policy)) else {}),
             "layout": self.sharing.layout,
+            "lean": lean_modules(plain_model(self.policy)),
             "train_data": self.train_fingerprint(),
             **self.binding(),
             **{name: value for name, value in self.args.resolved().items() if binds(name)},

@@ -235,7 +235,11 @@ def _of_model(
             option="ref_model_init_kwargs",
         )
         _refuse_shared(policy, loaded)
-        reference = given_model(cast("PreTrainedModel", loaded), prefix_sharing=options.prefix_sharing)
+        reference = given_model(
+            cast("PreTrainedModel", loaded),
+            prefix_sharing=options.prefix_sharing,
+            lean_activations=options.lean_activations,
+        )
         reference.model.to(options.device)
     if move is None:
         return reference

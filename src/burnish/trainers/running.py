@@ -15,6 +15,7 @@ from transformers.utils import logging
 from burnish.metrics import explain
 from burnish.models.adapter_summary import adapter_line, describe_adapter
 from burnish.models.adapters import plain_model
+from burnish.models.lean import lean_line, lean_modules
 from burnish.models.origin import origin_of
 from burnish.runtime import cpu
 from burnish.runtime.checkpoint import read_manifest, remove_leftovers
@@ -122,6 +123,8 @@ class RunningMixin(Host):
             self.run.event("data", data_set=name, lines=report.lines())
         self._judge_bfloat16()
         self.tell("layout", self.sharing.line(), show=bool(self.sharing.reason), layout=self.sharing.layout)
+        plain = plain_model(self.policy)
+        self.tell("lean", lean_line(plain), show=False, modules=lean_modules(plain))
         if line := adapter_line(self.policy):
             self.tell("adapter", line, show=False)
         if self.mixture is not None:
