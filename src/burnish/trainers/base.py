@@ -24,7 +24,7 @@ from burnish.metrics import MetricBuffer
 from burnish.models.adapters import adapt, plain_model
 from burnish.models.forward import install_forward
 from burnish.models.introspect import disable_dropout, end_token_ids, reads_images
-from burnish.models.load import load_policy, load_tokenizer
+from burnish.models.load import load_policy, load_tokenizer, place
 from burnish.models.vision import check_processing_class, tokenizer_of
 from burnish.runtime.distributed import sum_over_ranks
 from burnish.runtime.guard import StepGuard, poison
@@ -108,6 +108,7 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, P
         policy = adapt(loaded, adapter, adapter=self.model_adapter_name, seed=options.seed)
         self.has_new_adapter = peft_config is not None
         self.num_dropouts_disabled = disable_dropout(policy) if options.disable_dropout else 0
+        place(policy, options.device)
         plain = plain_model(policy)
         self.sharing = self.install(plain, options)
         check_processing_class(plain, self.processing_class)

@@ -18,7 +18,7 @@ from burnish.models.adapter_files import is_adapter_directory
 from burnish.models.adapters import is_adapted, plain_model
 from burnish.models.critic import DIRECTORY, ActorCritic, load_critic, save_critic, value_head
 from burnish.models.introspect import disable_dropout
-from burnish.models.load import load_tokenizer, resolve_model
+from burnish.models.load import load_tokenizer, place, resolve_model
 from burnish.models.value import load_value_model
 from burnish.rewards.models import is_model
 from burnish.runtime import checkpoint
@@ -170,8 +170,10 @@ class CriticMixin(Host):
 
     def trained_module(self, policy: PreTrainedModel) -> nn.Module:
         """The policy with its critic."""
-        if self.own_critic is not None and self.args.disable_dropout:
-            disable_dropout(self.own_critic)
+        if self.own_critic is not None:
+            place(self.own_critic, self.args.device)
+            if self.args.disable_dropout:
+                disable_dropout(self.own_critic)
         critic = value_head(policy) if self.own_critic is None else self.own_critic
         return ActorCritic(policy, critic, prefix_sharing=self.args.prefix_sharing)
 
