@@ -23,6 +23,7 @@ from burnish.models.value import load_value_model
 from burnish.rewards.models import is_model
 from burnish.runtime import checkpoint
 from burnish.trainers.base import init_kwargs_of
+from burnish.trainers.compiling import compile_as_asked
 from burnish.trainers.host import Host
 from burnish.types import Mean, wide
 
@@ -175,7 +176,10 @@ class CriticMixin(Host):
             if self.args.disable_dropout:
                 disable_dropout(self.own_critic)
         critic = value_head(policy) if self.own_critic is None else self.own_critic
-        return ActorCritic(policy, critic, prefix_sharing=self.args.prefix_sharing)
+        both = ActorCritic(policy, critic, prefix_sharing=self.args.prefix_sharing)
+        if self.own_critic is not None:
+            compile_as_asked(self.own_critic, self.args)
+        return both
 
     @property
     def actor_critic(self) -> ActorCritic:

@@ -34,6 +34,7 @@ from burnish.models.reference import (
     frozen_copy,
     given_model,
 )
+from burnish.trainers.compiling import compile_as_asked
 from burnish.trainers.config import PolicyConfig, arg
 from burnish.trainers.precompute import check_can_precompute
 
@@ -237,6 +238,7 @@ def _of_model(
         _refuse_shared(policy, loaded)
         place(loaded, options.device)
         reference = given_model(cast("PreTrainedModel", loaded), prefix_sharing=options.prefix_sharing)
+        compile_as_asked(reference.model, options)
     if move is None:
         return reference
     check_can_follow(reference.model, policy)

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from burnish.metrics import explain
 from burnish.models.adapter_summary import adapter_line, describe_adapter
 from burnish.models.adapters import plain_model
+from burnish.models.compiled import compiled_line
 from burnish.models.origin import origin_of
 from burnish.runtime import cpu
 from burnish.runtime.checkpoint import read_manifest, remove_leftovers
@@ -122,12 +123,20 @@ class RunningMixin(Host):
             self.run.event("data", data_set=name, lines=report.lines())
         self._judge_bfloat16()
         self.tell("layout", self.sharing.line(), show=bool(self.sharing.reason), layout=self.sharing.layout)
+        if self.num_compiled_layers:
+            self.tell("compile", self.compiled_line(), show=self.sharing.layout == "cache")
         if line := adapter_line(self.policy):
             self.tell("adapter", line, show=False)
         if self.mixture is not None:
             self.tell("mixture", "\n".join(self.mixture.lines()), quotas=list(self.mixture.quotas))
         for finding in self.findings:
             self.tell("lint", finding.message, code=finding.code, count=finding.count, rows=list(finding.rows))
+
+    def compiled_line(self) -> str:
+        """What is compiled of the policy, of how many layers; for the console and the report."""
+        return compiled_line(
+            self.num_compiled_layers, backend=self.args.torch_compile_backend, layout=self.sharing.layout
+        )
 
     def _judge_bfloat16(self) -> None:
         """Say so if this CPU is slower in the precision that was asked for."""
