@@ -30,7 +30,7 @@ def keep_from_compiling(accelerator: Accelerator, options: PolicyConfig) -> None
     Raises:
         ValueError: accelerate was told to compile, and the run was not.
     """
-    plugin = accelerator.state.dynamo_plugin
+    plugin: Any = accelerator.state.dynamo_plugin
     if plugin.backend != DynamoBackend.NO and not options.torch_compile:
         raise ValueError(
             f"accelerate is told to compile models ({plugin.backend.value.lower()}, by its configuration or "
