@@ -43,6 +43,8 @@ def plan_lines(runfile: RunFile, trainer: DPOTrainer, state: TrainerState) -> li
     if method.name in METHODS and method.takes_reference and not method.draws_answers:
         lines += _repeated_reference(trainer, state)
     lines += [trainer.sharing.line(), lean_line(plain_model(model))]
+    if trainer.num_compiled_layers:
+        lines.append(trainer.compiled_line())
     if trainer.cpu_settings is not None:
         lines += trainer.cpu_settings.lines()
     return [*lines, f"run directory: {args.output_dir}"]

@@ -33,6 +33,7 @@ NAME = "burnish_tree"
 _PLAIN_TENSORS = ("position_ids", "cache_position")
 
 
+@torch.compiler.disable
 def tree_attention(
     module: nn.Module,
     query: Float[Tensor, "1 Hq S D"],
@@ -51,18 +52,34 @@ def tree_attention(
         NotImplementedError: the layer's attention is more than softmax(scaling q k) v over a sliding window.
     """
     del module
-    if token_tree is None:
-        raise NotImplementedError("attention over a tree without its tree")
-    refuse_more_than_plain(attention_mask, dropout, kwargs)
-    if sliding_window is not None:
-        token_tree.windows.append(sliding_window)
+    tree = checked_tree(token_tree, attention_mask, dropout, sliding_window, kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     flat = (states[0].transpose(0, 1) for states in (query, key, value))  # (S, heads, D)
     with torch.autocast(query.device.type, enabled=False):
-        return _TreeAttention.apply(*flat, token_tree, sliding_window, scale)[None], None
+        return _TreeAttention.apply(*flat, tree, sliding_window, scale)[None], None
 
 
 AttentionInterface.register(NAME, tree_attention)
+
+
+def checked_tree(
+    tree: TokenTree | None,
+    attention_mask: Tensor | None,
+    dropout: float,
+    sliding_window: int | None,
+    others: Mapping[str, Any],
+) -> TokenTree:
+    """The tree of a layer that adds nothing else to its attention; it learns of the layer's window.
+
+    Raises:
+        NotImplementedError: there is no tree, or the layer's attention is more than plain.
+    """
+    if tree is None:
+        raise NotImplementedError("attention over a tree without its tree")
+    refuse_more_than_plain(attention_mask, dropout, others)
+    if sliding_window is not None:
+        tree.windows.append(sliding_window)
+    return tree
 
 
 def refuse_more_than_plain(attention_mask: Tensor | None, dropout: float, others: Mapping[str, Any]) -> None:

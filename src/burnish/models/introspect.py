@@ -173,6 +173,13 @@ def is_quantised(model: PreTrainedModel) -> bool:
     return bool(getattr(model, "is_quantized", False))
 
 
+def is_placed(model: nn.Module) -> bool:
+    """Loading it decided where its parts are: it is quantised, or has a `device_map`."""
+    return any(
+        getattr(module, "is_quantized", False) or getattr(module, "hf_device_map", None) for module in model.modules()
+    )
+
+
 def keep_quantised_gradients(model: nn.Module) -> None:
     """Keep 4-bit layers of bitsandbytes on a CPU in the layout that has a gradient, in place.
 

@@ -2,7 +2,8 @@
 
 `rows` gives every completion its prompt again. `cache` runs each prompt once, and its completions on the keys and
 values that the model's own cache kept, under autograd. `tree` runs prompts and completions as one row without any
-padding, with an attention of our own (`models.attention`).
+padding, with an attention that knows the tree: on a CPU our own (`models.attention`), on CUDA flex attention
+(`models.flex`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import DynamicCache
 
-from burnish.models.attention import NAME as TREE_ATTENTION
+from burnish.models import attention, flex
 from burnish.models.attention import attention_of
 from burnish.models.introspect import places_tokens
 from burnish.models.tree import make_tree
@@ -44,6 +45,28 @@ class RowOutputs:
 
 
 Layout = Callable[..., RowOutputs]
+
+
+@dataclass(frozen=True)
+class TreeAttention:
+    """An attention over a tree.
+
+    Attributes:
+        name: under which transformers knows it.
+        keeps_scores: the scores of a layer are in memory, so that a large tree does not fit.
+        words: what the line about the layout says of it.
+    """
+
+    name: str
+    keeps_scores: bool
+    words: str = ""
+
+
+# By the type of the device. Others have none: flex attention has no gradient there, or nobody tried.
+TREE_ATTENTIONS = {
+    "cpu": TreeAttention(attention.NAME, keeps_scores=True),
+    "cuda": TreeAttention(flex.NAME, keeps_scores=False, words=", flex attention"),
+}
 
 
 def run_rows(trunk: nn.Module, batch: TokenBatch, *, output_router_logits: bool = False) -> RowOutputs:
@@ -121,7 +144,7 @@ def run_tree(
     """Prompts and completions as one row of real tokens; `tree` is the batch's, made if None."""
     tree = make_tree(batch) if tree is None else tree
     wanted: dict[str, Any] = {"output_router_logits": True} if output_router_logits else {}
-    with attention_of(trunk, TREE_ATTENTION):
+    with attention_of(trunk, TREE_ATTENTIONS[batch.prompt_ids.device.type].name):
         outputs = trunk(
             input_ids=tree.input_ids(batch),
             position_ids=tree.position_ids(),

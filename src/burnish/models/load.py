@@ -18,11 +18,12 @@ import torch
 from burnish.models.adapter_files import attach_adapter, base_name, is_adapter_directory
 from burnish.models.adapters import is_adapted, plain_model
 from burnish.models.embedded import EMBEDDED, EmbeddedModel
-from burnish.models.introspect import configured_end_ids
+from burnish.models.introspect import configured_end_ids, is_placed
 from burnish.models.vision import is_vision_config, load_processor
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 TOKENIZER = "tokenizer_config.json"
@@ -95,6 +96,15 @@ def load_policy(
     config = _load_config(path, {name: value for name, value in kwargs.items() if name in HUB_OPTIONS})
     auto_class: Any = AutoModelForImageTextToText if is_vision_config(config) else AutoModelForCausalLM
     return auto_class.from_pretrained(path, **kwargs)
+
+
+def place(model: nn.Module, device: torch.device) -> None:
+    """Move a model to the device on which it will run, in place, so that what is tried out on it is tried out there.
+
+    A quantised model, or one whose parts were given devices when it was loaded, stays where it is.
+    """
+    if not is_placed(model):
+        model.to(device)
 
 
 def load_tokenizer(

@@ -17,7 +17,7 @@ from burnish.models.introspect import (
     sliding_windows,
     takes_attention,
 )
-from burnish.models.layout import LAYOUTS, RowOutputs, run_rows, run_tree
+from burnish.models.layout import LAYOUTS, TREE_ATTENTIONS, RowOutputs, run_rows, run_tree
 from burnish.models.lean import keeping_less
 from burnish.models.tree import make_tree
 from burnish.types import TokenBatch
@@ -43,15 +43,18 @@ class Sharing:
     Attributes:
         layout: `tree`, `cache` or `rows`.
         reason: why not a faster one; empty if there is none.
+        device: the type of the device on which that was found out.
     """
 
     layout: str
     reason: str = ""
+    device: str = "cpu"
 
     def line(self) -> str:
         """For the console and the report."""
+        how = TREE_ATTENTIONS[self.device].words if self.layout == "tree" else ""
         words = {
-            "tree": "A prompt is computed once for all of its answers, and padding not at all (layout tree).",
+            "tree": f"A prompt is computed once for all of its answers, and padding not at all (layout tree{how}).",
             "cache": "A prompt is computed once for all of its answers (layout cache).",
             "rows": "A prompt is computed anew for each of its answers (layout rows).",
         }
@@ -77,7 +80,7 @@ def run_trunk(
     name = sharing.layout
     if name != "rows" and not _may_share(trunk, batch):
         name = "rows"
-    if name == "tree" and (not _fits(trunk, batch) or batch.prompt_ids.device.type != "cpu"):
+    if name == "tree" and (batch.prompt_ids.device.type != sharing.device or not _fits(trunk, batch)):
         name = "cache"
     with keeping_less(trunk):
         return LAYOUTS[name](trunk, batch, output_router_logits=output_router_logits)
@@ -101,7 +104,7 @@ def choose_sharing(trunk: nn.Module, wanted: str = "auto") -> Sharing:
     for name in ("tree", "cache") if wanted == "auto" else (wanted,):
         problem = _problem(trunk, name)
         if not problem:
-            return Sharing(name, reason)
+            return Sharing(name, reason, _device(trunk).type)
         reason = f"Not {name}: {problem}."
     if wanted != "auto":
         raise ValueError(f"prefix_sharing={wanted!r}: {reason} Set prefix_sharing='auto', or 'off'")
@@ -120,7 +123,9 @@ def _may_share(trunk: nn.Module, batch: TokenBatch) -> bool:
 
 
 def _fits(trunk: nn.Module, batch: TokenBatch) -> bool:
-    """Whether the scores of one layer's attention over the tree stay within their budget."""
+    """Whether the scores of one layer's attention over the tree, if they are kept, stay within their budget."""
+    if not TREE_ATTENTIONS[batch.prompt_ids.device.type].keeps_scores:
+        return True
     config: Any = trunk.config
     (num_prompts, length), (rows, tokens) = batch.prompt_ids.shape, batch.completion_ids.shape
     num_scores = num_prompts * length * length + rows * tokens * (length + tokens)
@@ -128,17 +133,24 @@ def _fits(trunk: nn.Module, batch: TokenBatch) -> bool:
 
 
 def _problem(trunk: nn.Module, name: str) -> str:
-    """Why a layout is not right for a trunk, or an empty string."""
+    """Why a layout is not right for a trunk where it is, or an empty string."""
     if places_tokens(trunk):
         return "the model places its tokens by images"
     if others := layer_kinds(trunk) - KINDS[name]:
         return f"it has layers of {', '.join(sorted(others))}"
     if name == "tree" and not takes_attention(trunk):
         return "its attention cannot be replaced"
+    if name == "tree" and _device(trunk).type not in TREE_ATTENTIONS:
+        return f"there is no attention over a tree for {_device(trunk).type}"
     try:
         return _difference(trunk, name)
     except (TypeError, ValueError, NotImplementedError, AttributeError, RuntimeError, IndexError) as error:
         return f"it cannot run so ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+
+
+def _device(trunk: nn.Module) -> torch.device:
+    embeddings: Any = trunk.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+    return embeddings.weight.device
 
 
 @torch.no_grad()
@@ -162,7 +174,7 @@ def _difference(trunk: nn.Module, name: str) -> str:
 def _probe(trunk: nn.Module) -> TokenBatch:
     """Two prompts of 5 and 3 tokens with two completions and one, of 4, 2 and 3 tokens."""
     embeddings: Any = trunk.get_input_embeddings()  # pyright: ignore[reportCallIssue]
-    device, vocabulary = embeddings.weight.device, embeddings.num_embeddings
+    device, vocabulary = _device(trunk), embeddings.num_embeddings
     prompt_mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]], dtype=torch.bool, device=device)
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]], dtype=torch.bool, device=device)
     ids = torch.arange(1, 23, device=device) % vocabulary

@@ -14,6 +14,7 @@ import torch
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
     from torch import Tensor
+    from torch.nn.attention.flex_attention import BlockMask
 
     from burnish.types import TokenBatch
 
@@ -30,6 +31,7 @@ class TokenTree:
         answer_mask: (P, G, T) a token is there.
         order: (N,) where in (P, G), flattened, each completion is.
         windows: the sliding window of each layer that has one, in the order of the layers; filled by attention.
+        masks: of each window what flex attention keeps of the tree; filled by attention.
     """
 
     source: Int[Tensor, "S"]
@@ -39,6 +41,7 @@ class TokenTree:
     answer_mask: Bool[Tensor, "P G T"]
     order: Int[Tensor, "N"]
     windows: list[int] = field(default_factory=list[int])
+    masks: dict[int | None, BlockMask] = field(default_factory=dict)
 
     @property
     def is_ragged(self) -> bool:
@@ -64,6 +67,21 @@ class TokenTree:
         of_prompts = torch.arange(self.prompts.shape[1], device=lengths.device).expand(self.prompts.shape)
         of_answers = (lengths[:, None, None] + columns).expand(self.answers.shape)
         return torch.cat([of_prompts.flatten(), of_answers.flatten()])[self.source][None]
+
+    def owners(self) -> tuple[Int[Tensor, "S"], Int[Tensor, "S"]]:
+        """Of each token of the row its prompt, and its place among all completions; -1 for a prompt's own tokens."""
+        (num_prompts, num_answers, _), device = self.answers.shape, self.source.device
+        prompt, answer = (torch.arange(n, device=device) for n in (num_prompts, num_prompts * num_answers))
+        of_prompts = (prompt[:, None].expand_as(self.prompts), torch.full_like(self.prompts, -1))
+        of_answers = (
+            prompt[:, None, None].expand_as(self.answers),
+            answer.view(num_prompts, num_answers, 1).expand_as(self.answers),
+        )
+        prompts, answers = (
+            torch.cat([one.flatten(), two.flatten()])[self.source]
+            for one, two in zip(of_prompts, of_answers, strict=True)
+        )
+        return prompts, answers
 
     def states(self) -> Int[Tensor, "N T1"]:
         """The place before each completion token and after the last: the prompt's last one, then the completion's."""

@@ -24,12 +24,13 @@ from burnish.metrics import MetricBuffer
 from burnish.models.adapters import adapt, plain_model
 from burnish.models.forward import install_forward
 from burnish.models.introspect import disable_dropout, end_token_ids, reads_images
-from burnish.models.load import load_policy, load_tokenizer
+from burnish.models.load import load_policy, load_tokenizer, place
 from burnish.models.vision import check_processing_class, tokenizer_of
 from burnish.runtime.distributed import sum_over_ranks
 from burnish.runtime.guard import StepGuard, poison
 from burnish.runtime.state import Counter, RunningMeans, Stateful
 from burnish.trainers.casts import KeptCasts
+from burnish.trainers.compiling import compile_as_asked, keep_from_compiling
 from burnish.trainers.config import PolicyConfig
 from burnish.trainers.division import counted, divide, step_counts, term_means, unit_rows
 from burnish.trainers.evaluation import EvaluationMixin
@@ -108,8 +109,10 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, P
         policy = adapt(loaded, adapter, adapter=self.model_adapter_name, seed=options.seed)
         self.has_new_adapter = peft_config is not None
         self.num_dropouts_disabled = disable_dropout(policy) if options.disable_dropout else 0
+        place(policy, options.device)
         plain = plain_model(policy)
         self.sharing = self.install(plain, options)
+        self.num_compiled_layers = compile_as_asked(plain, options)
         check_processing_class(plain, self.processing_class)
         if options.ddp_find_unused_parameters is None:  # a rank whose rows have no image does not run the vision tower
             options.ddp_find_unused_parameters = reads_images(plain) or None
@@ -136,6 +139,7 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, P
         self.add_callback(_FollowPolicy(self))
         self.add_callback(StreamEnd(self))
         _refuse_environment(self)
+        keep_from_compiling(self.accelerator, options)
         self.findings = self._lint()
 
     @classmethod

@@ -18,11 +18,12 @@ from burnish.models.adapter_files import is_adapter_directory
 from burnish.models.adapters import is_adapted, plain_model
 from burnish.models.critic import DIRECTORY, ActorCritic, load_critic, save_critic, value_head
 from burnish.models.introspect import disable_dropout
-from burnish.models.load import load_tokenizer, resolve_model
+from burnish.models.load import load_tokenizer, place, resolve_model
 from burnish.models.value import load_value_model
 from burnish.rewards.models import is_model
 from burnish.runtime import checkpoint
 from burnish.trainers.base import init_kwargs_of
+from burnish.trainers.compiling import compile_as_asked
 from burnish.trainers.host import Host
 from burnish.types import Mean, wide
 
@@ -170,15 +171,20 @@ class CriticMixin(Host):
 
     def trained_module(self, policy: PreTrainedModel) -> nn.Module:
         """The policy with its critic."""
-        if self.own_critic is not None and self.args.disable_dropout:
-            disable_dropout(self.own_critic)
+        if self.own_critic is not None:
+            place(self.own_critic, self.args.device)
+            if self.args.disable_dropout:
+                disable_dropout(self.own_critic)
         critic = value_head(policy) if self.own_critic is None else self.own_critic
-        return ActorCritic(
+        both = ActorCritic(
             policy,
             critic,
             prefix_sharing=self.args.prefix_sharing,
             lean_activations=self.args.lean_activations,
         )
+        if self.own_critic is not None:
+            compile_as_asked(self.own_critic, self.args)
+        return both
 
     @property
     def actor_critic(self) -> ActorCritic:

@@ -69,6 +69,7 @@ class Host(Trainer):
         data_reports: what was cut, dropped or left out of each data set, by its name.
         estimates: mean, weight and standard error of each metric of the latest evaluations, by prefixed name.
         sharing: how prompts that several answers share are run.
+        num_compiled_layers: how many layers of the policy torch.compile compiles.
         estimated: the names of the latest evaluation of each prefix.
         num_dropouts_disabled: how many dropout probabilities were set to 0.
         has_new_adapter: the adapter that is trained was made for this run.
@@ -113,6 +114,7 @@ class Host(Trainer):
         data_reports: dict[str, Report]
         estimates: dict[str, Estimate]
         sharing: Sharing
+        num_compiled_layers: int
         num_dropouts_disabled: int
         has_new_adapter: bool
         end_token_ids: tuple[int, ...]

@@ -16,7 +16,7 @@ from burnish.data.kwise import KWISE_REF_COLUMN, KWISE_TOKEN_COLUMN
 from burnish.data.numbers import REF_COLUMNS, TOKEN_COLUMNS
 from burnish.models.adapter_reference import adapter_reference
 from burnish.models.adapters import is_adapted
-from burnish.models.load import load_policy
+from burnish.models.load import load_policy, place
 from burnish.models.moving import (
     BemaReference,
     BemaSchedule,
@@ -34,6 +34,7 @@ from burnish.models.reference import (
     frozen_copy,
     given_model,
 )
+from burnish.trainers.compiling import compile_as_asked
 from burnish.trainers.config import PolicyConfig, arg
 from burnish.trainers.precompute import check_can_precompute
 
@@ -235,12 +236,13 @@ def _of_model(
             option="ref_model_init_kwargs",
         )
         _refuse_shared(policy, loaded)
+        place(loaded, options.device)
         reference = given_model(
             cast("PreTrainedModel", loaded),
             prefix_sharing=options.prefix_sharing,
             lean_activations=options.lean_activations,
         )
-        reference.model.to(options.device)
+        compile_as_asked(reference.model, options)
     if move is None:
         return reference
     check_can_follow(reference.model, policy)

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from burnish.metrics import explain
 from burnish.models.adapter_summary import adapter_line, describe_adapter
 from burnish.models.adapters import plain_model
+from burnish.models.compiled import compiled_line
 from burnish.models.lean import lean_line, lean_modules
 from burnish.models.origin import origin_of
 from burnish.runtime import cpu
@@ -125,12 +126,20 @@ class RunningMixin(Host):
         self.tell("layout", self.sharing.line(), show=bool(self.sharing.reason), layout=self.sharing.layout)
         plain = plain_model(self.policy)
         self.tell("lean", lean_line(plain), show=False, modules=lean_modules(plain))
+        if self.num_compiled_layers:
+            self.tell("compile", self.compiled_line(), show=self.sharing.layout == "cache")
         if line := adapter_line(self.policy):
             self.tell("adapter", line, show=False)
         if self.mixture is not None:
             self.tell("mixture", "\n".join(self.mixture.lines()), quotas=list(self.mixture.quotas))
         for finding in self.findings:
             self.tell("lint", finding.message, code=finding.code, count=finding.count, rows=list(finding.rows))
+
+    def compiled_line(self) -> str:
+        """What is compiled of the policy, of how many layers; for the console and the report."""
+        return compiled_line(
+            self.num_compiled_layers, backend=self.args.torch_compile_backend, layout=self.sharing.layout
+        )
 
     def _judge_bfloat16(self) -> None:
         """Say so if this CPU is slower in the precision that was asked for."""
