@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from burnish.testing.advantages import assert_advantage_contract
 from burnish.testing.contract import ContractError
+from burnish.testing.estimators import assert_kl_estimator_contract
 from burnish.testing.generators import assert_generator_contract
 from burnish.testing.losses import assert_loss_contract
 from burnish.testing.rewards import assert_reward_contract
@@ -22,6 +23,7 @@ __all__ = [
     "ContractError",
     "assert_advantage_contract",
     "assert_generator_contract",
+    "assert_kl_estimator_contract",
     "assert_loss_contract",
     "assert_reward_contract",
     "assert_trainer_contract",
