@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.gradcheck import GradcheckError
 
 from burnish.losses.kl import kl_estimators, kl_loss
 from burnish.registry import Entry
-from burnish.testing.contract import Law, assert_laws, changed_fields, copied, same, shown, taken
+from burnish.testing.contract import Law, assert_laws, impurity, not_finite, same, shown, taken, wrong_gradient
 
 Estimator = Entry[..., Tensor]
 SHAPES = ((1, 2), (1, 3), (2, 3), (3, 5))
@@ -98,11 +98,7 @@ def _result(estimator: Estimator, tokens: Tokens) -> str:
 
 
 def _purity(estimator: Estimator, tokens: Tokens) -> str:
-    own = copied(tokens)
-    first, second = _estimate(estimator, own), _estimate(estimator, own)
-    if changed := changed_fields(tokens, own):
-        return f"it changed {', '.join(changed)} in place"
-    return "" if torch.equal(first, second) else "two calls on the same tokens gave different estimates"
+    return impurity(partial(_estimate, estimator), tokens, "tokens")
 
 
 def _alone(estimator: Estimator, tokens: Tokens) -> str:
@@ -140,11 +136,7 @@ def _gradcheck(estimator: Estimator, tokens: Tokens) -> str:
     def of_policy(logps: Tensor) -> Tensor:
         return _estimate(estimator, replace(tokens, logps=logps))
 
-    try:
-        torch.autograd.gradcheck(of_policy, (tokens.logps.clone().requires_grad_(),))
-    except GradcheckError as error:
-        return f"the gradient is not that of the value: {str(error).splitlines()[0]}"
-    return ""
+    return wrong_gradient(of_policy, tokens.logps)
 
 
 def _never_negative(estimator: Estimator, tokens: Tokens) -> str:
@@ -176,8 +168,7 @@ def _extremes(estimator: Estimator, tokens: Tokens) -> str:
             (gradient,) = torch.autograd.grad(losses.sum(), leaf)
             what = "multiplied by the ratio of policy to old policy " if corrected else ""
             for name, values in {"the estimate": losses.detach(), "its gradient": gradient}.items():
-                if not bool(values.isfinite().all()):
-                    row = int((~values.isfinite()).nonzero()[0, 0])
+                if (row := not_finite(values)) is not None:
                     return (
                         f"{name} {what}is {float(values[row])} in {dtype} for logps, ref_logps, old_logps = "
                         f"{grid[row].tolist()}: bound the exponent, at 40 say"
