@@ -7,36 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from frozen_answers import FrozenGenerator
 from grpo_measure import digit_reward, frozen_reward, run, training_options
 from transformers import AutoModelForCausalLM
 
-from burnish import Completion, GRPOConfig, GRPOTrainer
+from burnish import GRPOConfig, GRPOTrainer
 from burnish.types import LossOutput, RolloutBatch
-
-
-class FrozenGenerator:
-    """Gives the answers of the frozen rollout."""
-
-    def __init__(self, completion_ids: list[list[int]]) -> None:
-        self.completion_ids = completion_ids
-
-    def update_policy(self, model: Any, *, version: int) -> None:
-        """The answers stay."""
-
-    def generate(self, prompts: Any, params: Any, *, num_samples: int, **_: Any) -> list[Completion]:
-        """The frozen answers, in order; their sampler's log-probs are not read."""
-        repeated = [prompt for prompt in prompts for _ in range(num_samples)]
-        return [
-            Completion(
-                prompt_ids=prompt.ids,
-                token_ids=torch.tensor(ids),
-                logps=torch.zeros(len(ids)),
-                kept_mass=torch.ones(len(ids)),
-                loss_mask=torch.ones(len(ids), dtype=torch.bool),
-                finish_reason="length",
-            )
-            for prompt, ids in zip(repeated, self.completion_ids, strict=True)
-        ]
 
 
 class FrozenTrainer(GRPOTrainer):
@@ -88,7 +64,7 @@ def make_trainer(
 
 def make_frozen(job: dict[str, Any], policy: Any, tokenizer: Any) -> FrozenTrainer:
     frozen = job["frozen"]
-    generator = FrozenGenerator(frozen["completion_ids"])
+    generator = FrozenGenerator(frozen["completion_ids"], finish_reason="length")
     trainer = make_trainer(job, policy, tokenizer, kind=FrozenTrainer, reward=frozen_reward(job), generator=generator)
     trainer.old_noise = torch.tensor(frozen["old_noise"])
     return trainer

@@ -5,39 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
+from frozen_answers import FrozenGenerator
 from measure import first_log_line
 from phases import Phases
 from ppo_measure import Job, Models, found_quantities, run, training_options
 
-from burnish import Completion, PPOConfig, PPOTrainer
+from burnish import PPOConfig, PPOTrainer
 from burnish.types import RolloutBatch
 
 METHODS = {"generate": "_generate", "score": "_calculate_rewards", "rescore": "_rescore"}
-
-
-class FrozenGenerator:
-    """Gives the answers of the frozen rollout."""
-
-    def __init__(self, completion_ids: list[list[int]]) -> None:
-        self.completion_ids = completion_ids
-
-    def update_policy(self, model: Any, *, version: int) -> None:
-        """The answers stay."""
-
-    def generate(self, prompts: Any, params: Any, **_: Any) -> list[Completion]:
-        """The frozen answers, in order; their sampler's log-probs are not read."""
-        return [
-            Completion(
-                prompt_ids=prompt.ids,
-                token_ids=torch.tensor(ids),
-                logps=torch.zeros(len(ids)),
-                kept_mass=torch.ones(len(ids)),
-                loss_mask=torch.ones(len(ids), dtype=torch.bool),
-                finish_reason="stop",
-            )
-            for prompt, ids in zip(prompts, self.completion_ids, strict=True)
-        ]
 
 
 class FrozenTrainer(PPOTrainer):
@@ -78,7 +54,7 @@ def watch(trainer: Any, phases: Phases) -> None:
 
 
 def first_step(job: Job, models: Models) -> dict[str, Any]:
-    generator = FrozenGenerator(job["frozen"]["completion_ids"])
+    generator = FrozenGenerator(job["frozen"]["completion_ids"], finish_reason="stop")
     trainer = make_trainer(job, models, kind=FrozenTrainer, generator=generator)
     trainer.train()
     batch, line = trainer.round, first_log_line(trainer)

@@ -28,6 +28,7 @@ class GKDTrainer(OnlineTrainer):
     config_class = GKDConfig
     args: GKDConfig
     reads_reference = True
+    learns_from_rewards = False
 
     def loss(self, model: torch.nn.Module, batch: RolloutBatch) -> LossOutput:
         """The divergence at each token."""

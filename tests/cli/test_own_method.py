@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from burnish.cli.app import app
+from burnish.cli.checkup import check_up
 from burnish.cli.explain import explain
 from burnish.cli.methods import METHODS, load
 from burnish.cli.preview import choose_rows, preview_rows
@@ -20,6 +21,7 @@ from burnish.cli.run import run
 from burnish.cli.runfile import RunFileError, load_runfile
 from burnish.cli.schema import facts_of
 from burnish.cli.template import template
+from burnish.cli.trace import trace_run
 from burnish.runtime.rundir import read_metrics
 from conftest import make_model, make_rows, make_tokenizer
 
@@ -27,8 +29,12 @@ TRAINERS = '''
 from dataclasses import dataclass
 
 import torch
+from datasets import Dataset
 from torch.nn.functional import logsigmoid
 
+from burnish.data.tokenize import prepare_preferences
+from burnish.importance import ImportanceWeights
+from burnish.trainers.rows import preparation_options
 from burnish import GRPOConfig, GRPOTrainer, LossOutput, Mean, PolicyConfig, PolicyTrainer, arg, forward
 
 
@@ -60,6 +66,22 @@ class HalfTrainer(PolicyTrainer):
     config_class = MarginConfig
 
 
+class PoemConfig(MarginConfig):
+    row_kind = "poems"
+
+
+class PoemTrainer(MarginTrainer):
+    """Rows of a kind of its own."""
+
+    config_class = PoemConfig
+
+    def _prepare_dataset(self, dataset, name):
+        rows = Dataset.from_list([{**row, "prompt": row["poem"]} for row in dataset]).remove_columns("poem")
+        options = preparation_options(self.processing_class, self.args, end_token_ids=self.end_token_ids, name=name)
+        prepared, self.data_reports[name] = prepare_preferences(rows, **{**options, "kind": "preferences"})
+        return prepared
+
+
 class Alone:
     pass
 
@@ -82,6 +104,11 @@ def best(rewards, prompt_index):
 
 def squared(logps, ref_logps):
     return (logps - ref_logps) ** 2
+
+
+def halved(old_logps, sampler_logps, mask):
+    weights = torch.where(mask, 0.5, 1.0)
+    return ImportanceWeights(weights=weights, metrics={"sampling/own": weights})
 '''
 OPTIONS = {"per_device_train_batch_size": 2, "logging_steps": 1, "cpu_tuning": "off", "report_to": "none"}
 
@@ -145,7 +172,7 @@ def test_train_then_resume(folder, tmp_path):
 
 
 def test_functions_of_an_online_trainer(folder, tmp_path):
-    """A subclass of GRPOTrainer with a reward, an advantage and a KL estimator of the user's."""
+    """A subclass of GRPOTrainer with a reward, an advantage, a KL estimator and a correction of the user's."""
     module = "trainers_of_this_test"
     options = {"num_generations": 2, "max_completion_length": 3, "max_steps": 1, "output_dir": str(tmp_path / "run")}
     options |= {
@@ -153,12 +180,16 @@ def test_functions_of_an_online_trainer(folder, tmp_path):
         "beta": 0.1,
         "advantage": f"{module}:best",
         "kl_estimator": f"{module}:squared",
+        "importance_sampling_correction": True,
+        "importance_sampling_mode": f"{module}:halved",
     }
     config = write(folder, f"{module}:TwiceTrainer", training=options, rewards=f"{module}:share_of_e")
     screen = io.StringIO()
     run(load_runfile(config), console=Console(file=screen, width=100))
     assert "advantage best, beta 0.1" in screen.getvalue()
     stored = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
+    (line,) = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "grad_norm" in line]
+    assert line["sampling/own"] == 0.5
     assert stored["training"]["kl_estimator"] == f"{module}:squared"
     assert load_runfile(tmp_path / "run" / "run.yaml").training["advantage"] == f"{module}:best"
 
@@ -212,7 +243,7 @@ def test_keys_that_it_does_not_read_are_refused(folder):
         load_runfile(write(folder, ref_model="smollm2-135m"))
 
 
-@pytest.mark.parametrize("option", ["advantage", "kl_estimator", "loss_type"])
+@pytest.mark.parametrize("option", ["advantage", "kl_estimator", "loss_type", "importance_sampling_mode"])
 def test_functions_that_are_not_there_are_named(folder, option):
     config = write(folder, "grpo", rewards="number", training={option: "no_module_of_this_test:f", "beta": 0.1})
     with pytest.raises(RunFileError, match=f"{option}: is 'no_module_of_this_test:f', but there is no module"):
@@ -231,6 +262,27 @@ def test_preview_template_and_explanation(folder):
     assert "rewards" not in made
     with pytest.raises(ValueError, match="has no 'Nobody'"):
         explain("trainers_of_this_test:Nobody")
+
+
+def test_rows_of_a_kind_of_its_own(folder, tmp_path):
+    """check and preview say that they did not look, and why; train runs, and trace shows a batch."""
+    rows = [{"poem": f"o rose {n}", "chosen": " thou art", "rejected": " sick"} for n in range(12)]
+    (folder / "poems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"max_steps": 1, "output_dir": str(tmp_path / "run")}
+    data = {"train": str(folder / "poems.jsonl"), "eval_rows": 4}
+    config = write(folder, "trainers_of_this_test:PoemTrainer", training=options, data=data)
+    why = "they are poems, a kind of its own (row_kind) that trainers_of_this_test:PoemTrainer alone prepares"
+    found = check_up(str(config))
+    assert not found.problems
+    assert f"12 rows not looked at: {why}" in "\n".join(found.lines)
+    (source,) = found.as_dict()["sources"]
+    assert (source["num_checked"], source["not_checked_because"].startswith(why)) == (0, True)
+    runfile = load_runfile(config)
+    with pytest.raises(ValueError, match=r"cannot be shown: they are poems.*burnish trace"):
+        preview_rows(runfile, choose_rows(2, None))
+    assert "chosen" in str(trace_run(runfile).as_dict())
+    run(runfile, console=Console(file=io.StringIO(), width=100))
+    assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("name", METHODS)

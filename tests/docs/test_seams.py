@@ -62,7 +62,9 @@ CONTRACTS = {
     "assert_loss_contract": "(loss, **hyper_parameters)",
     "assert_advantage_contract": "(advantage, **hyper_parameters)",
     "assert_reward_contract": "(reward, *, columns=None, **settings)",
+    "assert_kl_estimator_contract": "(estimator, *, unbiased=None, never_negative=None)",
     "assert_generator_contract": "(make_generator, *, make_model=tiny_model, end_token_ids=(1, 7, 12), num_draws=2000)",
+    "assert_reference_contract": "(make_reference, *, make_model=dropping_model, without=())",
     "assert_trainer_contract": "(trainer, *, options=None, make_rows=None, make_model=tiny_model, make_keywords=None, "
     "reward_funcs=near_wanted, processes=2, without=())",
 }

@@ -397,7 +397,7 @@ def test_losses_and_rewards_keep_the_laws():
     assert_reward_contract(load("process_reward").equations)
 
 
-# The laws of trainers. What the reward says is no aim of GKD; its teacher must be another model than the student.
+# The laws of trainers. The teacher of GKD must be another model than the student.
 
 
 def another_model():
@@ -422,7 +422,7 @@ def as_trainer(name):
         "online_dpo": ("OnlineDPOTrainer", {}),
         "xpo": ("XPOTrainer", {}),
         "best_of_n": ("BestOfNTrainer", {}),
-        "gkd": ("GKDTrainer", {"make_keywords": another_model, "without": ["direction of the gradient"]}),
+        "gkd": ("GKDTrainer", {"make_keywords": another_model}),
     }
     if name in own:
         trainer, keywords = own[name]

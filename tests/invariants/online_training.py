@@ -9,6 +9,7 @@ import torch
 
 from burnish.trainers.grpo import GRPOConfig, GRPOTrainer
 from conftest import make_model, make_tokenizer
+from short_training import SHORT
 
 NUM_PROMPTS = 12
 END_TOKENS = list(range(2, 259, 5))  # a fifth of the vocabulary, so that answers of a random model end
@@ -52,19 +53,13 @@ def make_online_trainer(
 ) -> GRPOTrainer:
     """A GRPO trainer of a tiny model: 16 answers to 4 prompts in one optimizer step, unless options say otherwise."""
     settings = {
+        **SHORT,
         "output_dir": str(output_dir),
         "num_generations": 4,
         "per_device_train_batch_size": 16,
         "max_completion_length": 8,
         "max_steps": 3,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "cpu_tuning": "off",
         "reward_isolation": "none",
-        "seed": 5,
     }
     return trainer_class(
         ending_model(0, dtype),
@@ -97,3 +92,8 @@ def some_flat(completion_ids: list[list[int]], wanted: list[int], **_: Any) -> l
     """`near_wanted`, and 0.5 for every answer to a prompt that wants 3 or more: those groups are without signal."""
     scores = near_wanted(completion_ids, wanted)
     return [0.5 if number >= 3 else score for score, number in zip(scores, wanted, strict=True)]
+
+
+def make_flat_trainer(output_dir: Path | str, **options: Any) -> GRPOTrainer:
+    """`make_online_trainer` with `some_flat`."""
+    return make_online_trainer(output_dir, reward_funcs=some_flat, **options)

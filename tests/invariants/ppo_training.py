@@ -12,6 +12,7 @@ from online_training import repeatable as repeatable_line
 from burnish.models.value import load_value_model
 from burnish.trainers.ppo import PPOConfig, PPOTrainer
 from conftest import make_model, make_tokenizer
+from short_training import SHORT
 
 
 def value_model(seed: int = 3, dtype: torch.dtype = torch.float64) -> Any:
@@ -34,20 +35,14 @@ def make_ppo_trainer(
 ) -> PPOTrainer:
     """A PPO trainer of a tiny model: 16 answers to 16 prompts, two passes of one optimizer step."""
     settings = {
+        **SHORT,
         "output_dir": str(output_dir),
         "per_device_train_batch_size": 16,
         "num_iterations": 2,
         "max_completion_length": 8,
         "temperature": 1.0,
         "max_steps": 4,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "cpu_tuning": "off",
         "reward_isolation": "none",
-        "seed": 5,
     }
     if options.get("kl_coef") == 0:
         ref_seed = None

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -87,15 +84,12 @@ def test_the_same_in_float32(tmp_path):
             assert relative_distance(mine, reference) < TOLERANCE[torch.float32]
 
 
-def two_ranks(output: Path, **options) -> tuple[list[torch.Tensor], list[dict[str, float]]]:
-    output.mkdir()
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [sys.executable, *launcher, str(HERE / "online_two_processes.py"), str(output), json.dumps(options)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    log = [repeatable(line) for line in json.loads((output / "log.json").read_text())]
-    return torch.load(output / "gradients.pt", weights_only=True), log
+def two_ranks(
+    output: Path, *, maker: str = "make_online_trainer", **options
+) -> tuple[list[torch.Tensor], list[dict[str, float]]]:
+    options |= {"rows": make_prompts(16), "eval_dataset": make_prompts(5)}
+    gradients, log = train_on(2, output, f"online_training:{maker}", **options)
+    return gradients, [repeatable(line) for line in log]
 
 
 @pytest.mark.slow
@@ -141,7 +135,7 @@ def test_ranks_stay_in_step_under_dynamic_sampling(tmp_path):
         per_device_train_batch_size=8,
         dynamic_sampling=True,
         dynamic_sampling_attempts=12,
-        some_flat=True,
+        maker="make_flat_trainer",
         max_steps=4,
     )
     lines = [line for line in log if "grad_norm" in line]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -62,14 +60,8 @@ SUPERVISED = [{"prompt": f"Say {i}: ", "completion": "x" * (i % 4 + 1)} for i in
 
 
 def two_ranks(output: Path, **options) -> tuple[list[torch.Tensor], list[dict[str, float]]]:
-    output.mkdir()
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [sys.executable, *launcher, str(HERE / "ppo_two_processes.py"), str(output), json.dumps(options)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    log = [repeatable(line) for line in json.loads((output / "log.json").read_text()) if "grad_norm" in line]
-    return torch.load(output / "gradients.pt", weights_only=True), log
+    gradients, log = train_on(2, output, "ppo_training:make_ppo_trainer", **options)
+    return gradients, [repeatable(line) for line in log if "grad_norm" in line]
 
 
 @pytest.mark.slow

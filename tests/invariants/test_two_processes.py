@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,20 +11,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from training import relative_distance
 
-HERE = Path(__file__).parent
-IGNORED = ("runtime", "per_second", "step_time", "epoch")
+from ranks import train_on
 
 
 def run(output: Path, processes: int, **options) -> tuple[list[torch.Tensor], list[dict[str, float]]]:
-    output.mkdir()
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    command = [sys.executable, *launcher, str(HERE / "two_processes.py"), str(output), json.dumps(options)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    log = json.loads((output / "log.json").read_text())
-    kept = [{k: v for k, v in line.items() if not any(word in k for word in IGNORED)} for line in log]
-    return torch.load(output / "gradients.pt", weights_only=True), kept
+    """A DPO training of `training.make_trainer`."""
+    return train_on(processes, output, "training:make_trainer", **options)
 
 
 @pytest.mark.slow
@@ -36,7 +25,7 @@ def run(output: Path, processes: int, **options) -> tuple[list[torch.Tensor], li
 def test_two_processes_equal_one(tmp_path, loss, cut):
     """4 pairs a step of 14: the last step has two pairs, and with 1 x 2 a rank is left without rows in it."""
     size, accumulation = cut
-    options = {"loss_type": loss, "use_cpu": True}
+    options = {"loss_type": loss}
     one = run(tmp_path / "one", 1, **options)
     two = run(
         tmp_path / "two",
@@ -60,7 +49,7 @@ def test_rows_that_do_not_fill_the_ranks(tmp_path):
     from conftest import make_rows
 
     rows = make_rows(13)
-    options = {"loss_type": ["sigmoid", "sft"], "use_cpu": True, "rows": rows}
+    options = {"loss_type": ["sigmoid", "sft"], "rows": rows}
     one = run(tmp_path / "one", 1, per_device_train_batch_size=8, **options)
     two = run(tmp_path / "two", 2, per_device_train_batch_size=4, **options)
     assert len(one[0]) == len(two[0]) == 2
@@ -71,7 +60,7 @@ def test_rows_that_do_not_fill_the_ranks(tmp_path):
 @pytest.mark.slow
 def test_bf16_autocast_sees_trunk_and_head(tmp_path):
     """Law 1: under bf16 autocast on two processes the gradient is bf16-close to float32's, and not equal to it."""
-    options = {"use_cpu": True, "dtype": "float32", "per_device_train_batch_size": 2}
+    options = {"dtype": "float32", "per_device_train_batch_size": 2}
     plain = run(tmp_path / "plain", 2, **options)
     low = run(tmp_path / "low", 2, bf16=True, **options)
     distance = relative_distance(low[0][0], plain[0][0])

@@ -10,6 +10,7 @@ import torch
 from burnish import DPOConfig, DPOTrainer
 from burnish.testing.trials import relative_distance, step_gradients
 from conftest import make_model, make_rows, make_tokenizer
+from short_training import SHORT
 
 __all__ = ["NUM_ROWS", "make_trainer", "relative_distance", "step_gradients"]
 NUM_ROWS = 14  # with 4 pairs a step: three full steps and one of two pairs
@@ -27,17 +28,11 @@ def make_trainer(
 ) -> DPOTrainer:
     """A DPO trainer of a tiny model; the reference differs from the policy unless `ref_seed` is None."""
     settings = {
+        **SHORT,
         "output_dir": str(output_dir),
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 1,
         "num_train_epochs": 1,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "cpu_tuning": "off",
-        "seed": 5,
     }
     return trainer_class(
         make_model(0, dtype),

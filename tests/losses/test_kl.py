@@ -76,25 +76,6 @@ def test_gradients_over_the_policy():
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_no_drift_is_no_kl(name):
-    logps = torch.tensor([[-3.0, 0.0]], requires_grad=True)
-    estimate = kl_estimators[name].function(logps, logps.detach())
-    assert estimate.tolist() == [[0.0, 0.0]]
-
-
-@pytest.mark.parametrize("corrected", [False, True])
-@pytest.mark.parametrize("name", EVERY)
-def test_finite_at_extremes(name, corrected):
-    logps = torch.tensor([[-1e4, 0.0, -1e4, -50.0]], requires_grad=True)
-    ref_logps = torch.tensor([[0.0, -1e4, -1e4, -40.0]])
-    log_ratio = logps - torch.tensor([[0.0, -1e4, -1e4, -40.0]]) if corrected else None
-    losses = kl_loss(logps, ref_logps, estimator=kl_estimators[name].function, log_ratio=log_ratio)
-    losses.sum().backward()
-    assert losses.isfinite().all()
-    assert logps.grad.isfinite().all()
-
-
-@pytest.mark.parametrize("name", EVERY)
 def test_gradcheck(name):
     generator = torch.Generator().manual_seed(0)
     logps, ref_logps, old_logps = -3 * torch.rand(3, 2, 3, generator=generator, dtype=torch.float64)

@@ -36,6 +36,13 @@ def test_when_an_alarm_goes_off(changed, codes):
     assert list(alarms({**HEALTHY, **changed})) == codes
 
 
+def test_rewards_that_only_measure_set_off_no_alarm():
+    """A trainer with `learns_from_rewards = False` is told of answers that are cut, and not of equal rewards."""
+    numbers = {**HEALTHY, "frac_reward_zero_std": 1.0, "completions/clipped_ratio": 1.0}
+    assert list(alarms(numbers, learns_from_rewards=False)) == ["truncated"]
+    assert not alarms({**HEALTHY, "frac_unscored": 1.0}, learns_from_rewards=False)
+
+
 @pytest.mark.parametrize(
     ("changed", "meaning", "changes"),
     [

@@ -11,9 +11,15 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from burnish.advantages import advantages
-from burnish.losses import policy_losses, preference_losses, reward_losses
+from burnish.losses import (
+    policy_losses,
+    preference_losses,
+    reward_losses,
+    supervised_losses,
+    unpaired_losses,
+)
 from burnish.testing import ContractError, assert_advantage_contract, assert_loss_contract, assert_reward_contract
-from burnish.types import PairLogps, PairScores, PolicyTokens, RewardTable, TokenLoss
+from burnish.types import JudgedLogps, PairLogps, PairScores, PolicyTokens, RewardTable, TokenLoss
 
 VALUES = {"beta": 0.3, "label_smoothing": 0.1, "discopop_tau": 0.5, "delta": 0.2, "usual_margin": 0.1}
 # What the laws do not hold for, by definition: its factor of the margin has no gradient.
@@ -39,6 +45,16 @@ def test_policy_losses_keep_the_laws(name):
 @pytest.mark.parametrize("name", sorted(reward_losses))
 def test_reward_losses_keep_the_laws(name):
     assert_loss_contract(reward_losses[name].function)
+
+
+@pytest.mark.parametrize("name", sorted(unpaired_losses))
+def test_losses_of_judged_answers_keep_the_laws(name):
+    assert_loss_contract(unpaired_losses[name].function, beta=0.3)
+
+
+@pytest.mark.parametrize("name", sorted(supervised_losses))
+def test_supervised_losses_keep_the_laws(name):
+    assert_loss_contract(supervised_losses[name].function)
 
 
 @pytest.mark.parametrize("name", sorted(advantages))
@@ -137,7 +153,7 @@ def test_a_loss_that_raises_is_named_with_the_case():
 
 def test_what_no_loss_takes_is_an_error():
     with pytest.raises(
-        TypeError, match=r"annotated 'torch\.Tensor'; a loss takes one of PairLogps, PolicyTokens, PairScores"
+        TypeError, match=r"annotated 'torch\.Tensor'; a loss takes one of PairLogps, PolicyTokens, PairScores, JudgedL"
     ):
         assert_loss_contract(of_scores_alone)
 
@@ -211,6 +227,95 @@ def overflowing_scores(scores: PairScores):
 )
 def test_a_reward_loss_that_breaks_a_law_is_caught(loss, law):
     with pytest.raises(ContractError, match=f"the reward loss {loss.__name__} breaks the law '{law}'"):
+        assert_loss_contract(loss)
+
+
+# Losses of single answers.
+
+
+def gain(judged: JudgedLogps):
+    return torch.where(judged.is_desirable, 1.0, -1.0) * judged.logratio
+
+
+def own_point(judged: JudgedLogps):
+    return torch.sigmoid(-gain(judged) + judged.logratio.mean().detach())
+
+
+def judged_in_reverse(judged: JudgedLogps):
+    return torch.sigmoid(gain(judged))
+
+
+def judgement_unread(judged: JudgedLogps):
+    return torch.sigmoid(-judged.logratio)
+
+
+def exponential(judged: JudgedLogps):
+    return torch.exp(-gain(judged))
+
+
+def mean_of_answers(judged: JudgedLogps):
+    return torch.sigmoid(-gain(judged)).mean()
+
+
+def stopped(judged: JudgedLogps):
+    return torch.sigmoid(-gain(judged)) * (1 + gain(judged).detach() ** 2)
+
+
+def place_of_answer(judged: JudgedLogps):
+    return torch.sigmoid(-gain(judged)) * torch.arange(1, len(judged.logps) + 1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "law", "words"),
+    [
+        (mean_of_answers, "one number an answer", r"shape \(\) for 1 answers"),
+        (place_of_answer, "order of answers", "in reverse"),
+        (own_point, "split into micro-batches", "What is of the whole step is in `kl`"),
+        (judged_in_reverse, "direction of the gradient", "Is a sign turned"),
+        (judgement_unread, "direction of the gradient", r"is_desirable \(2,\) = \[True, False\]"),
+        (stopped, "gradient of the value", "Jacobian mismatch"),
+        (exponential, "finite at extremes", "for a desirable answer of logps, ref_logps, kl"),
+    ],
+)
+def test_a_loss_of_judged_answers_that_breaks_a_law_is_caught(loss, law, words):
+    with pytest.raises(
+        ContractError, match=f"(?s)the single-answer loss {loss.__name__} breaks the law '{law}'.*{words}"
+    ):
+        assert_loss_contract(loss)
+
+
+def mean_of_tokens(logps):
+    return -logps.mean()
+
+
+def own_length(logps):
+    return -logps / logps.shape[1]
+
+
+def against_the_mean(logps):
+    return -logps * logps.mean(0).exp().detach()
+
+
+def forgets(logps):
+    return logps
+
+
+def distant(logps):
+    return torch.exp(-2 * logps) - 1
+
+
+@pytest.mark.parametrize(
+    ("loss", "law", "words"),
+    [
+        (mean_of_tokens, "a number a token", "one number a token, unreduced"),
+        (own_length, "padding", "two more columns of padding"),
+        (against_the_mean, "split into micro-batches", "beside the others"),
+        (forgets, "direction of the gradient", "Is a sign turned"),
+        (distant, "finite at extremes", r"inf in torch\.float64 for a log-prob of -10000"),
+    ],
+)
+def test_a_supervised_loss_that_breaks_a_law_is_caught(loss, law, words):
+    with pytest.raises(ContractError, match=f"(?s)the supervised loss {loss.__name__} breaks the law '{law}'.*{words}"):
         assert_loss_contract(loss)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from burnish import KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 from conftest import make_model, make_rows, make_tokenizer
+from short_training import SHORT
 
 METHODS = {"sft": (SFTTrainer, SFTConfig), "kto": (KTOTrainer, KTOConfig)}
 NUM_ROWS = 14  # with 4 rows a step: three full steps and one of two rows
@@ -28,17 +30,11 @@ def make_trainer(
     """A trainer of a tiny model; KTO's reference differs from the policy unless `ref_seed` is None."""
     trainer_class, config_class = METHODS[method]
     settings = {
+        **SHORT,
         "output_dir": str(output_dir),
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 1,
         "num_train_epochs": 1,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "cpu_tuning": "off",
-        "seed": 5,
     }
     reference = {"ref_model": make_model(ref_seed, dtype)} if method == "kto" and ref_seed is not None else {}
     return trainer_class(
@@ -50,6 +46,9 @@ def make_trainer(
         peft_config=peft,
         **reference,
     )
+
+
+make_sft, make_kto = (partial(make_trainer, method) for method in METHODS)
 
 
 def judged_rows(num_rows: int = 9) -> list[dict[str, Any]]:

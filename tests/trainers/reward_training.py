@@ -9,6 +9,7 @@ import torch
 
 from burnish import RewardConfig, RewardTrainer
 from conftest import make_model, make_rows, make_tokenizer
+from short_training import SHORT
 
 NUM_ROWS = 14  # with 4 pairs a step: three full steps and one of two pairs
 QUESTION = [{"role": "user", "content": "Which color?"}]
@@ -28,17 +29,11 @@ def make_trainer(
 ) -> RewardTrainer:
     """A trainer of a tiny reward model."""
     settings = {
+        **SHORT,
         "output_dir": str(output_dir),
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 1,
         "num_train_epochs": 1,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "cpu_tuning": "off",
-        "seed": 5,
     }
     return trainer_class(
         make_model(0, dtype) if model is None else model,

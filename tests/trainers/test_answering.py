@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ from burnish.runtime.rundir import read_events, read_metrics
 from burnish.trainers.judging import JudgeError
 from burnish.trainers.sampling import preferred_ids
 from conftest import make_model, make_rows, make_tokenizer
+from ranks import launch
 
 pytestmark = pytest.mark.gallery  # a gallery: make test has one of each kind elsewhere
 
@@ -272,16 +270,13 @@ def test_the_preferred_answer_of_a_row(row, answer):
 @pytest.mark.slow
 def test_two_processes_answer_and_judge_as_one(tmp_path):
     """5 prompts: three on the first, two on the second; and 1: none on the second."""
-    script = str(Path(__file__).with_name("sampling_two_processes.py"))
+    script = Path(__file__).with_name("sampling_two_processes.py")
     for count in (5, 1):
         results = []
         for processes in (1, 2):
             output = tmp_path / f"{count}-{processes}"
             output.mkdir()
-            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if processes == 2 else []
-            command = [sys.executable, *launcher, script, str(output), str(4 // processes), str(count)]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+            done = launch(processes, script, output, 4 // processes, count)
             assert done.returncode == 0, done.stderr[-3000:]
             rows = parquet.read_table(output / "run" / "completions" / "step-000002-eval.parquet").to_pylist()
             results.append((json.loads((output / "metrics.json").read_text()), rows))

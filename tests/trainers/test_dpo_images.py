@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -26,6 +23,7 @@ from burnish.runtime.rundir import read_events
 from burnish.trainers.precompute import precompute
 from burnish.trainers.selfcheck import plain_logps
 from conftest import make_model, make_rows, make_tokenizer
+from ranks import launch
 from vision_models import FAMILIES, make_image, make_processor, make_vision_model
 
 pytestmark = pytest.mark.gallery  # a gallery: make test has one of each kind elsewhere
@@ -330,11 +328,8 @@ def test_two_processes_equal_one(tmp_path, family):
     for processes in (1, 2):
         output = tmp_path / str(processes)
         output.mkdir()
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if processes == 2 else []
-        script = str(Path(__file__).parent / "images_two_processes.py")
-        command = [sys.executable, *launcher, script, str(output), family, str(2 // processes)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        script = Path(__file__).with_name("images_two_processes.py")
+        done = launch(processes, script, output, family, 2 // processes)
         assert done.returncode == 0, done.stderr[-3000:]
         losses.append(json.loads((output / "losses.json").read_text()))
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)

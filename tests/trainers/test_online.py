@@ -286,6 +286,10 @@ def needs_wanted(completions, wanted):
     return [0.0] * len(completions)
 
 
+def squared_gap(old_logps, sampler_logps, mask):
+    return (old_logps - sampler_logps) ** 2
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
@@ -311,6 +315,18 @@ def needs_wanted(completions, wanted):
         (
             {"loss_type": "vespo", "importance_sampling_correction": True},
             "choose token_truncate or token_mask, or importance_sampling_correction=False",
+        ),
+        (
+            {"importance_sampling_mode": squared_gap, "importance_sampling_correction": True},
+            "'squared_gap' returned Tensor for log-probs of shape",
+        ),
+        (
+            {
+                "importance_sampling_mode": squared_gap,
+                "importance_sampling_correction": True,
+                "importance_sampling_clip_max": 2.0,
+            },
+            "'squared_gap' has no parameter clip_max: leave it at 3.0",
         ),
         ({"entropy_target": 1.0}, "entropy_target has no effect with use_adaptive_entropy=False"),
         ({"kl_estimator": "k1"}, "kl_estimator has no effect with beta=0.0: set beta"),

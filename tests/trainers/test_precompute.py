@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-import subprocess
 import sys
 import weakref
 from pathlib import Path
@@ -27,6 +25,7 @@ from burnish.trainers.precompute import (
     score_rows,
 )
 from conftest import make_model, make_rows, make_tokenizer
+from ranks import launch
 
 pytestmark = pytest.mark.gallery  # a gallery: make test has one of each kind elsewhere
 
@@ -368,11 +367,8 @@ def test_columns_of_one_data_set_only(tmp_path):
 
 def on_ranks(output: Path, processes: int, **options) -> list[dict]:
     output.mkdir(exist_ok=True)
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    script = Path(__file__).parent / "precompute_ranks.py"
-    command = [sys.executable, *launcher, str(script), str(output), json.dumps({"use_cpu": True, **options})]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    script = Path(__file__).with_name("precompute_ranks.py")
+    done = launch(processes, script, output, json.dumps({"use_cpu": True, **options}))
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((output / f"rank_{rank}.json").read_text()) for rank in range(processes)]
 

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from burnish.runtime.rundir import read_events
+from ranks import launch
 
 HERE = Path(__file__).parent
 
 
-def launch(output: Path, processes: int, **options) -> subprocess.CompletedProcess[str]:
+def start(output: Path, processes: int, **options):
     output.mkdir(exist_ok=True)
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    command = [sys.executable, *launcher, str(HERE / "stream_two_processes.py"), str(output), json.dumps(options)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    return launch(processes, HERE / "stream_two_processes.py", output, json.dumps(options))
 
 
 def run(output: Path, processes: int, **options):
-    done = launch(output, processes, **options)
+    done = start(output, processes, **options)
     assert done.returncode == 0, done.stderr[-3000:]
     again = "-again" if "resume" in options else ""
     return [json.loads((output / f"seen-{rank}{again}.json").read_text()) for rank in range(processes)]
@@ -65,6 +60,6 @@ def test_bad_rows_that_all_fall_to_one_rank(tmp_path):
 
 @pytest.mark.slow
 def test_ranks_that_read_different_streams_are_refused(tmp_path):
-    done = launch(tmp_path / "run", 2, num_rows=20, max_steps=2, apart=True)
+    done = start(tmp_path / "run", 2, num_rows=20, max_steps=2, apart=True)
     assert done.returncode != 0
     assert "the processes read different streams" in done.stderr

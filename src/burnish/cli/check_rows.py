@@ -33,6 +33,7 @@ class SourceCheck:
         rows: what became of them; None if they could not be looked at.
         problems: what is wrong, a sentence each.
         lines: what was found, for a person.
+        unread: why the rows were not looked at; empty if they were, or are not here.
     """
 
     key: str
@@ -42,6 +43,7 @@ class SourceCheck:
     rows: RowCheck | None
     problems: tuple[str, ...]
     lines: tuple[str, ...]
+    unread: str = ""
 
     @property
     def is_trained(self) -> bool:
@@ -55,6 +57,7 @@ class SourceCheck:
             "source": self.source,
             "num_rows": self.num_rows,
             "num_checked": self.num_checked,
+            "not_checked_because": self.unread or None,
             "forms": {} if self.rows is None else dict(self.rows.forms),
             "bad_rows": [] if self.rows is None else [vars(bad) for bad in self.rows.bad_rows],
         }
@@ -88,9 +91,10 @@ def check_sources(
     )
     kinds = {kind: partial(check_preferences, rules=rules, kind=kind) for kind in ROW_KINDS}
     readers: dict[str, ReadRows] = {**kinds, "prompts": partial(_check_prompts, document=document)}
-    read = readers.get(method.reads)  # None: only the trainer knows what its rows are
+    read = readers.get(method.reads)
     keys = {".".join(map(str, path)): source for path, source in data_sources(data)}
-    return [_check_source(key, source, read, drops=drops) for key, source in keys.items() if key not in broken]
+    sound = {key: source for key, source in keys.items() if key not in broken}
+    return [_check_source(key, source, read, drops=drops, unread=method.unread_rows) for key, source in sound.items()]
 
 
 def _check_prompts(rows: Dataset, indices: Sequence[int], *, name: str, document: Mapping[str, Any]) -> RowCheck:
@@ -105,7 +109,7 @@ def _check_prompts(rows: Dataset, indices: Sequence[int], *, name: str, document
     return check_prompts(rows, indices, name=name)
 
 
-def _check_source(key: str, source: str, read: ReadRows | None, *, drops: bool) -> SourceCheck:
+def _check_source(key: str, source: str, read: ReadRows | None, *, drops: bool, unread: str) -> SourceCheck:
     path = local_file(source)
     if path is None:
         line = f"{key}: {source} is a name on the hub; its rows are looked at when the run begins"
@@ -119,6 +123,8 @@ def _check_source(key: str, source: str, read: ReadRows | None, *, drops: bool) 
         except DataError as error:
             problems.append(str(error).replace("\n", " "))
     lines = [] if rows is None else list(_lines(key, source, found, rows))
+    if unread:
+        lines.append(f"{key}: {source}, {_count(found)}rows not looked at: {unread}")
     if rows is not None and rows.bad_rows:
         told = list(_first(list(map(str, rows.bad_rows))))
         if drops and rows.forms:
@@ -126,7 +132,12 @@ def _check_source(key: str, source: str, read: ReadRows | None, *, drops: bool) 
         else:
             problems += told
     keyed = tuple(f"{key}: {problem}" for problem in problems)
-    return SourceCheck(key, source, found.num_rows, len(found.indices), rows, keyed, tuple(lines))
+    num_checked = 0 if unread else len(found.indices)
+    return SourceCheck(key, source, found.num_rows, num_checked, rows, keyed, tuple(lines), unread)
+
+
+def _count(found: Peek) -> str:
+    return "" if found.num_rows is None else f"{found.num_rows:,} "
 
 
 def _lines(key: str, source: str, found: Peek, rows: RowCheck) -> Iterator[str]:

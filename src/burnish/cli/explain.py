@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PAPER = "https://arxiv.org/abs/"
 SHOWN = {"per": "averaged over each", "ratio": "ratio of a", "aggregation": "put together by"}
+CLAIMS = ("unbiased", "never_negative")
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ def _row(table: Table[..., Any], entry: Entry[..., Any], key: str) -> str:
     """Docstring, facts and hyper-parameters of a row."""
     facts = [f"{words} {entry.facts[fact]}" for fact, words in SHOWN.items() if entry.facts.get(fact) is not None]
     facts += [f"needs {', '.join(sorted(entry.facts['needs']))}"] if entry.facts.get("needs") else []
+    facts += [claim.replace("_", " ") for claim in CLAIMS if entry.facts.get(claim)]
     parts = [
         f"{entry.name}: one of the {_several(table)}. In a run file: {key}.",
         inspect.getdoc(entry.function) or "",

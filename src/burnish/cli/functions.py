@@ -9,7 +9,7 @@ from burnish.cli.methods import is_own, load, method_named
 from burnish.cli.validate import Problem, is_function_name
 from burnish.runtime.functions import import_function
 
-OF_FUNCTIONS = ("loss_type", "advantage", "kl_estimator", "f_divergence_type")
+OF_FUNCTIONS = ("loss_type", "advantage", "kl_estimator", "f_divergence_type", "importance_sampling_mode")
 
 
 def with_functions(training: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from burnish.cli.validate import is_function_name, own_method_problem, training_schema
+from burnish.data.schema import ROW_KINDS
 
 if TYPE_CHECKING:
     from burnish.trainers.config import PolicyConfig
@@ -39,6 +40,21 @@ class Method:
     def reads(self) -> str:
         """What its rows are: preferences, prompts, or a kind that only its trainer knows."""
         return self.facts["reads"]
+
+    @property
+    def knows_rows(self) -> bool:
+        """Its rows can be read without its trainer."""
+        return self.reads in (*ROW_KINDS, "prompts")
+
+    @property
+    def unread_rows(self) -> str:
+        """Why its rows are not looked at before a run; empty if they are."""
+        if self.knows_rows:
+            return ""
+        return (
+            f"they are {self.reads}, a kind of its own (row_kind) that {self.name} alone prepares, when a run begins. "
+            "burnish trace runs a batch of them, and shows it"
+        )
 
     @property
     def draws_answers(self) -> bool:

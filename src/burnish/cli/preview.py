@@ -21,7 +21,6 @@ from burnish.data.errors import BadRow, BadRowsError
 from burnish.data.prompts import prepare_prompts
 from burnish.data.report import NUM_LISTED_BAD_ROWS
 from burnish.data.sampler import RowDataset
-from burnish.data.schema import ROW_KINDS
 from burnish.models.load import load_end_token_ids, load_tokenizer
 from burnish.models.vision import tokenizer_of
 from burnish.report.preview_console import preview_table, prompts_table
@@ -116,8 +115,8 @@ def preview_rows(runfile: RunFile, choose: Choice) -> Preview:
         init_kwargs=init_kwargs_of(args),
     )
     options = {"processing_class": processing_class, "args": args, "end_token_ids": end_token_ids, "name": "these rows"}
-    if method.reads not in (*ROW_KINDS, "prompts"):
-        raise ValueError(f"the rows of {runfile.method} are {method.reads}, which only its trainer knows to prepare")
+    if not method.knows_rows:
+        raise ValueError(f"the rows of {runfile.source} cannot be shown: {method.unread_rows}")
     if method.draws_answers:
         look = partial(_look_at_prompts, tokenizer=tokenizer, args=args)
     else:

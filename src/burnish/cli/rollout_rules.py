@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from burnish.cli.rulebook import Values, path_of, rule
-from burnish.cli.validate import Problem
+from burnish.cli.validate import Problem, is_function_name
 from burnish.rollout.plan import RoundPlan, plan_round
 from burnish.trainers.unread import OF_ROWS, SWITCHES
 
@@ -86,6 +86,11 @@ def rollout_problems(values: Values, schema: Mapping[str, Any], broken: set[str]
             yield Problem(path_of(name), f"has no effect while {switch} is {values[switch]}: set that, or leave it out")
     fitting = schema["x-corrections"].get(str(values.get("loss_type")))
     mode = values["importance_sampling_mode"]
-    if values["importance_sampling_correction"] and fitting is not None and mode not in fitting:
+    if (
+        values["importance_sampling_correction"]
+        and fitting is not None
+        and mode not in fitting
+        and not is_function_name(mode)
+    ):
         text = f'is "{mode}", which {values["loss_type"]} cannot take: choose {" or ".join(fitting)}'
         yield Problem(path_of("importance_sampling_mode"), text)

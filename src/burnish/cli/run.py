@@ -107,7 +107,8 @@ def take_samples(runfile: RunFile, trainer: Any, rows: Dataset) -> Samples:
     method = method_named(runfile.method)
     if not method.writes_answers:
         return scored_samples(trainer, rows, runfile.samples)
-    make_prompts = prompt_samples if method.draws_answers else partial(sample_prompts, kind=method.reads)
+    has_pairs = method.knows_rows and not method.draws_answers  # of an unknown kind: those that have a `prompt`
+    make_prompts = partial(sample_prompts, kind=method.reads) if has_pairs else prompt_samples
     prompts = make_prompts(rows, trainer.processing_class, runfile.samples)
     answer = partial(
         greedy_answers,

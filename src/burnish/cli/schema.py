@@ -56,7 +56,7 @@ NAMED: Mapping[str, Iterable[Any]] = {
     "critic": CRITICS,
 }
 # Those of them that a function of the user's may take the place of, as module:function.
-TAKE_FUNCTIONS = ("advantage", "kl_estimator", "f_divergence_type")
+TAKE_FUNCTIONS = ("advantage", "kl_estimator", "f_divergence_type", "importance_sampling_mode")
 
 _SIMPLE: dict[Any, dict[str, Any]] = {
     bool: {"type": "boolean"},

@@ -4,6 +4,10 @@ Notation: d = logps - ref_logps, r = exp(logps - old_logps), ∇ = gradient by t
 right in value may be wrong in gradient: a loss differentiates the estimate, and not the distribution that the tokens
 were drawn from. Multiplied by r (`use_bias_correction_kl`) it does both, and every estimator whose mean is the KL has
 the KL's gradient as well. In a reward nothing is differentiated: k1 is the natural choice there.
+
+Facts of a row are what it claims, and `burnish.testing` holds it to them:
+- `unbiased`: its mean over the policy's samples is the KL.
+- `never_negative`: no value is below 0.
 """
 
 from __future__ import annotations
@@ -25,11 +29,11 @@ if TYPE_CHECKING:
 
 LARGEST_EXPONENT = 40.0  # the product of two such exponentials is still a float32
 
-kl_estimators: Table[..., Tensor] = Table("KL estimator")
+kl_estimators: Table[..., Tensor] = Table("KL estimator", unbiased=False, never_negative=False)
 kl_estimator = kl_estimators.register
 
 
-@kl_estimator("k1", paper="1909.08593")
+@kl_estimator("k1", unbiased=True, paper="1909.08593")
 def k1(logps: Float[Tensor, "N T"], ref_logps: Float[Tensor, "N T"]) -> Float[Tensor, "N T"]:
     """The log-ratio itself: unbiased, of either sign, of large variance.
 
@@ -43,7 +47,7 @@ def k1(logps: Float[Tensor, "N T"], ref_logps: Float[Tensor, "N T"]) -> Float[Te
     return logps - ref_logps
 
 
-@kl_estimator("k2", paper="2510.01555")
+@kl_estimator("k2", never_negative=True, paper="2510.01555")
 def k2(logps: Float[Tensor, "N T"], ref_logps: Float[Tensor, "N T"]) -> Float[Tensor, "N T"]:
     """Half the squared log-ratio: biased in value, right in gradient.
 
@@ -57,7 +61,7 @@ def k2(logps: Float[Tensor, "N T"], ref_logps: Float[Tensor, "N T"]) -> Float[Te
     return (logps - ref_logps) ** 2 / 2
 
 
-@kl_estimator("k3", paper="2402.03300")
+@kl_estimator("k3", unbiased=True, never_negative=True, paper="2402.03300")
 def k3(logps: Float[Tensor, "N T"], ref_logps: Float[Tensor, "N T"]) -> Float[Tensor, "N T"]:
     """Unbiased in value, never negative, of small variance: GRPO's.
 
@@ -72,7 +76,7 @@ def k3(logps: Float[Tensor, "N T"], ref_logps: Float[Tensor, "N T"]) -> Float[Te
     return torch.expm1(difference.clamp(max=LARGEST_EXPONENT)) - difference
 
 
-@kl_estimator("abs")
+@kl_estimator("abs", never_negative=True)
 def absolute(logps: Float[Tensor, "N T"], ref_logps: Float[Tensor, "N T"]) -> Float[Tensor, "N T"]:
     """The absolute log-ratio: a penalty that is no estimate of the KL, which it never falls below in the mean.
 

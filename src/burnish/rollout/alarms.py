@@ -7,19 +7,23 @@ from collections.abc import Mapping
 NEARLY_ALL, MOST, LONG_ENOUGH = 0.9, 0.5, 20  # short answers are alike without anything being wrong
 
 
-def alarms(numbers: Mapping[str, float]) -> dict[str, str]:
+def alarms(numbers: Mapping[str, float], *, learns_from_rewards: bool = True) -> dict[str, str]:
     """The alarms of a round by their code, of `round_statistics`.
+
+    Args:
+        numbers: of the round.
+        learns_from_rewards: whether rounds whose rewards say nothing teach nothing.
 
     >>> list(alarms({"frac_unscored": 1.0}))
     ['no_rewards']
     """
     found: dict[str, str] = {}
-    if numbers.get("frac_unscored", 0.0) == 1:
+    if learns_from_rewards and numbers.get("frac_unscored", 0.0) == 1:
         found["no_rewards"] = (
             "no reward function scored any answer of this round (all returned None), so nothing is learned from it: "
             "look at the conditions under which they return None, and at the columns that they read"
         )
-    elif numbers.get("frac_reward_zero_std", 0.0) == 1:
+    elif learns_from_rewards and numbers.get("frac_reward_zero_std", 0.0) == 1:
         found["no_signal"] = _no_signal(numbers.get("reward", 0.0))
     if numbers.get("completions/clipped_ratio", 0.0) >= NEARLY_ALL:
         found["truncated"] = (

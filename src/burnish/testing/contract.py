@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.gradcheck import GradcheckError
+
+from burnish.registry import closest
 
 Subject = TypeVar("Subject")
 Case = TypeVar("Case")
@@ -65,6 +68,19 @@ def assert_laws(
                 raise ContractError(_message(what, law, problem, show(case)))
 
 
+def chosen_laws(laws: Sequence[Law[Subject, Case]], without: Collection[str]) -> list[Law[Subject, Case]]:
+    """All laws but those that are left out by name.
+
+    Raises:
+        ValueError: there is no such law.
+    """
+    names = [law.name for law in laws]
+    for name in without:
+        if name not in names:
+            raise ValueError(f"there is no law {name!r}{closest(name, names) or ';'} known: {', '.join(names)}")
+    return [law for law in laws if law.name not in without]
+
+
 def _message(what: str, law: Law[Any, Any], problem: str, case: str) -> str:
     return f"{what} breaks the law '{law.name}': {problem}\n{law.reason}\nThe smallest case that shows it:\n{case}"
 
@@ -101,3 +117,27 @@ def copied(case: Any) -> Any:
 def taken(case: Any, rows: Tensor) -> Any:
     """Some rows of a parcel whose tensors all have one entry a row."""
     return replace(case, **{name: value[rows] for name, value in tensors_of(case).items()})
+
+
+def impurity(function: Callable[[Any], Tensor], case: Any, what: str) -> str:
+    """What a function changes in its parcel, or that it says something else when it is asked again."""
+    own = copied(case)
+    first, second = function(own), function(own)
+    if changed := changed_fields(case, own):
+        return f"it changed {', '.join(changed)} in place"
+    return "" if torch.equal(first, second) else f"two calls on the same {what} gave different results"
+
+
+def wrong_gradient(function: Callable[..., Tensor], *operands: Tensor) -> str:
+    """How the gradient of a function differs from the slope of its value, in float64."""
+    try:
+        torch.autograd.gradcheck(function, tuple(operand.clone().requires_grad_() for operand in operands))
+    except GradcheckError as error:
+        return f"the gradient is not that of the value: {str(error).splitlines()[0]}"
+    return ""
+
+
+def not_finite(values: Tensor) -> int | None:
+    """The first row that holds a number that is not finite, or None."""
+    rows = (~values.isfinite()).view(len(values), -1).any(1).nonzero()
+    return int(rows[0]) if len(rows) else None

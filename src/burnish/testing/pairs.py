@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.gradcheck import GradcheckError
 
 from burnish.registry import Entry
-from burnish.testing.contract import Law, changed_fields, copied, same, taken
+from burnish.testing.contract import Law, impurity, not_finite, same, taken, wrong_gradient
 from burnish.types import PairLogps
 
 Loss = Entry[..., Tensor]
@@ -57,11 +56,7 @@ def _result(loss: Loss, pair: PairLogps) -> str:
 
 
 def _purity(loss: Loss, pair: PairLogps) -> str:
-    own = copied(pair)
-    first, second = loss.function(own), loss.function(own)
-    if changed := changed_fields(pair, own):
-        return f"it changed {', '.join(changed)} in place"
-    return "" if torch.equal(first, second) else "two calls on the same pairs gave different losses"
+    return impurity(loss.function, pair, "pairs")
 
 
 def _order(loss: Loss, pair: PairLogps) -> str:
@@ -113,12 +108,7 @@ def _gradcheck(loss: Loss, pair: PairLogps) -> str:
     def of_policy(chosen: Tensor, rejected: Tensor) -> Tensor:
         return loss.function(replace(pair, chosen=chosen, rejected=rejected))
 
-    leaves = (pair.chosen.clone().requires_grad_(), pair.rejected.clone().requires_grad_())
-    try:
-        torch.autograd.gradcheck(of_policy, leaves)
-    except GradcheckError as error:
-        return f"the gradient is not that of the value: {str(error).splitlines()[0]}"
-    return ""
+    return wrong_gradient(of_policy, pair.chosen, pair.rejected)
 
 
 def _extremes(loss: Loss, pair: PairLogps) -> str:
@@ -144,8 +134,7 @@ def _extremes(loss: Loss, pair: PairLogps) -> str:
             **dict(zip(("chosen", "rejected"), _gradients(loss, extreme), strict=True)),
         }
         for name, values in results.items():
-            if not bool(values.isfinite().all()):
-                row = int((~values.isfinite()).nonzero()[0])
+            if (row := not_finite(values)) is not None:
                 what = name if name == "the loss" else f"the gradient by {name}"
                 return (
                     f"{what} is {float(values[row])} in {dtype} for chosen, rejected, ref_chosen, ref_rejected = "

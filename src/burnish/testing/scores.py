@@ -7,10 +7,9 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.autograd.gradcheck import GradcheckError
 
 from burnish.registry import Entry
-from burnish.testing.contract import Law, changed_fields, copied, same
+from burnish.testing.contract import Law, impurity, not_finite, same, wrong_gradient
 from burnish.types import PairScores
 
 Loss = Entry[..., Tensor]
@@ -46,11 +45,7 @@ def _result(loss: Loss, scores: PairScores) -> str:
 
 
 def _purity(loss: Loss, scores: PairScores) -> str:
-    own = copied(scores)
-    first, second = loss.function(own), loss.function(own)
-    if changed := changed_fields(scores, own):
-        return f"it changed {', '.join(changed)} in place"
-    return "" if torch.equal(first, second) else "two calls on the same scores gave different losses"
+    return impurity(loss.function, scores, "scores")
 
 
 def _order(loss: Loss, scores: PairScores) -> str:
@@ -85,11 +80,7 @@ def _gradcheck(loss: Loss, scores: PairScores) -> str:
     def of_scores(values: Tensor) -> Tensor:
         return loss.function(replace(scores, scores=values))
 
-    try:
-        torch.autograd.gradcheck(of_scores, (scores.scores.clone().requires_grad_(),))
-    except GradcheckError as error:
-        return f"the gradient is not that of the value: {str(error).splitlines()[0]}"
-    return ""
+    return wrong_gradient(of_scores, scores.scores)
 
 
 def _extremes(loss: Loss, scores: PairScores) -> str:
@@ -98,7 +89,7 @@ def _extremes(loss: Loss, scores: PairScores) -> str:
         assert scores.margin is not None
         extreme = replace(scores, scores=far, margin=scores.margin.to(dtype), targets=-far)
         for name, values in {"loss": loss.function(extreme), "gradient": _gradient(loss, extreme)}.items():
-            if not bool(values.isfinite().all()):
+            if not_finite(values) is not None:
                 return f"the {name} is not finite in {dtype} for scores of {far.tolist()}"
     return ""
 

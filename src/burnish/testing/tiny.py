@@ -24,13 +24,14 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<end>", chat_template=TEMPLATE)
 
 
-def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float64, *, spread: float = 0.4) -> Any:
+def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float64, *, spread: float = 0.4, dropout: float = 0.0) -> Any:
     """A random Llama of two layers over those words, in evaluation mode.
 
     Args:
         seed: of its weights.
         dtype: of its weights.
         spread: their standard deviation; the larger, the surer the model.
+        dropout: of its attention, in training mode.
     """
     state = torch.get_rng_state()
     torch.manual_seed(seed)
@@ -42,6 +43,7 @@ def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float64, *, spread: flo
         num_attention_heads=2,
         max_position_embeddings=256,
         initializer_range=spread,
+        attention_dropout=dropout,
         pad_token_id=PAD,
         bos_token_id=None,
         eos_token_id=END,
@@ -51,6 +53,11 @@ def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float64, *, spread: flo
     torch.set_rng_state(state)
     model.generation_config.eos_token_id = list(END_TOKENS)
     return model
+
+
+def dropping_model(seed: int = 0, dtype: torch.dtype = torch.float64) -> Any:
+    """The same with dropout: whoever asks it in training mode is told something else each time."""
+    return tiny_model(seed, dtype, dropout=0.3)
 
 
 def _words(start: int, count: int) -> str:

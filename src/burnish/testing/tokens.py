@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from burnish.losses.policy import apply_policy_loss, check_policy_loss
 from burnish.losses.reduce import reduce_tokens
 from burnish.registry import Entry
-from burnish.testing.contract import Law, changed_fields, copied, same, taken
+from burnish.testing.contract import Law, impurity, not_finite, same, taken
 from burnish.types import PolicyTokens, TokenLoss
 
 Loss = Entry[..., TokenLoss]
@@ -72,11 +73,7 @@ def _result(loss: Loss, tokens: PolicyTokens) -> str:
 
 
 def _purity(loss: Loss, tokens: PolicyTokens) -> str:
-    own = copied(tokens)
-    first, second = _losses(loss, own), _losses(loss, own)
-    if changed := changed_fields(tokens, own):
-        return f"it changed {', '.join(changed)} in place"
-    return "" if torch.equal(first, second) else "two calls on the same tokens gave different losses"
+    return impurity(partial(_losses, loss), tokens, "tokens")
 
 
 def _padding(loss: Loss, tokens: PolicyTokens) -> str:
@@ -139,8 +136,7 @@ def _extremes(loss: Loss, tokens: PolicyTokens) -> str:
             entropy=torch.ones(27, 2, dtype=dtype),
         )
         for name, values in {"loss": _losses(loss, extreme), "gradient": _gradient(loss, extreme)}.items():
-            if not bool(values.isfinite().all()):
-                row = int((~values.isfinite()).any(1).nonzero()[0])
+            if (row := not_finite(values)) is not None:
                 return (
                     f"the {name} is not finite in {dtype} for logps {float(logps[row])}, old_logps "
                     f"{float(old_logps[row])}, advantage {float(advantages[row])}: bound the exponent of the ratio"

@@ -7,8 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from burnish.registry import closest
-from burnish.testing.contract import assert_laws
+from burnish.testing.contract import assert_laws, chosen_laws
 from burnish.testing.tiny import ROWS, near_wanted, tiny_model
 from burnish.testing.training import FULL, LAWS
 from burnish.testing.trials import Case, Trial
@@ -48,10 +47,7 @@ def assert_trainer_contract(
         ContractError: a law is broken; the message says which, and shows the smallest case.
         ValueError: there are no rows of its kind, or an unknown law.
     """
-    names = [law.name for law in LAWS]
-    for name in without:
-        if name not in names:
-            raise ValueError(f"there is no law {name!r}{closest(name, names) or ';'} known: {', '.join(names)}")
+    laws = chosen_laws(LAWS, without)
     kind = trainer.config_class.row_kind
     if make_rows is None and kind not in ROWS:
         raise ValueError(
@@ -69,5 +65,4 @@ def assert_trainer_contract(
             processes=processes,
             directory=Path(directory),
         )
-        laws = [law for law in LAWS if law.name not in without]
         assert_laws(f"the trainer {trainer.__name__}", trial, laws, map(trial.case, SIZES), show=Case.show)

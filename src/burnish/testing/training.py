@@ -100,7 +100,7 @@ def _descends(trial: Trial, case: Case) -> str:
 
 def _direction(trial: Trial, case: Case) -> str:
     """A step makes chosen answers, good ones, and those to imitate likelier, at least not the opposite."""
-    if not trial.trainer.writes_answers:
+    if not trial.trainer.writes_answers or not trial.learns_from_rewards:
         return ""
     trainer: Any = trial.make(case, learning_rate=0.0)
     parcels, counts = first_step(trainer)

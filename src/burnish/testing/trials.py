@@ -81,6 +81,11 @@ class Trial:
         """It draws its own answers."""
         return issubclass(self.trainer, OnlineTrainer)
 
+    @property
+    def learns_from_rewards(self) -> bool:
+        """What scores better is what it should say; not so of a trainer whose rewards only measure."""
+        return not issubclass(self.trainer, OnlineTrainer) or self.trainer.learns_from_rewards
+
     def most_micro_batches(self, case: Case) -> int:
         """Into how many micro-batches the case can be cut: of one row, or of the answers to one prompt."""
         together = (

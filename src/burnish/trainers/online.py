@@ -51,7 +51,8 @@ class OnlineTrainer(OnlineReferenceMixin, PromptEvaluationMixin, PolicyTrainer, 
     """Trains a policy on answers that it draws itself. Abstract: a subclass defines `loss`.
 
     A subclass states what its loss needs: `reads_reference`, another model's log-probs (`compute_ref_log_probs`) or
-    whole distributions (`compute_teacher`); `compares_answers`, all answers to a prompt in one micro-batch.
+    whole distributions (`compute_teacher`); `compares_answers`, all answers to a prompt in one micro-batch; and
+    `learns_from_rewards = False` if it reads no advantage, so that rewards only measure.
 
     Arguments as in `PolicyTrainer`, and:
 
@@ -68,6 +69,7 @@ class OnlineTrainer(OnlineReferenceMixin, PromptEvaluationMixin, PolicyTrainer, 
     args: OnlineConfig
     advantage: Any = "group"  # a row of the table, or a function; a subclass may read an option instead
     compares_answers: ClassVar[bool] = False  # the loss reads a group as a whole: no micro-batch may cut one
+    learns_from_rewards: ClassVar[bool] = True  # a round whose rewards say nothing teaches nothing; else they measure
 
     def __init__(
         self,

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from burnish.importance import ImportanceWeights, check_correction, importance_corrections
+from burnish.importance import ImportanceWeights
 from burnish.losses.selection import entropy_threshold, off_policy_mask, top_entropy_mask
 from burnish.models.forward import forward
 from burnish.runtime.distributed import gather_rows
+from burnish.trainers.correction import bind_correction
 from burnish.trainers.parts import cut, token_budget
 from burnish.types import Mean, PolicyTokens, RolloutBatch, TokenBatch
 
@@ -55,18 +56,9 @@ class Rescoring:
         """What a trainer's options and its loss ask for.
 
         Raises:
-            ValueError: an unknown correction, bounds that it cannot have, or one that the loss cannot take.
+            ValueError: see `bind_correction`.
         """
-        correction = None
-        if options.importance_sampling_correction:
-            bounds = {
-                "clip_max": options.importance_sampling_clip_max,
-                "clip_min": options.importance_sampling_clip_min,
-            }
-            entry = importance_corrections.bind([options.importance_sampling_mode], options, bounds)[0]
-            check_correction(entry, loss)
-            correction = entry.function
-            correction(torch.zeros(1, 1), torch.zeros(1, 1), torch.ones(1, 1) > 0)
+        correction = bind_correction(options, loss)
         plan = options.round_plan()
         return cls(
             rows=plan.rows,

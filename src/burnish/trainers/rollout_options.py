@@ -144,7 +144,7 @@ class OnlineConfig(RewardOptions, ReferenceOptions):
         False, "Correct for the engine's probabilities being others than the trainer's own."
     )
     importance_sampling_mode: str = arg(
-        "sequence_mask", "token_truncate, token_mask, sequence_truncate or sequence_mask."
+        "sequence_mask", "token_truncate, token_mask, sequence_truncate, sequence_mask, or a callable."
     )
     importance_sampling_clip_max: float | None = arg(3.0, "Largest weight of that correction; unset: no bound.")
     importance_sampling_clip_min: float | None = arg(None, "Least weight of that correction; unset: no bound.")

@@ -44,7 +44,7 @@ class RoundReport:
         numbers["curriculum/left_out"] = float(trainer.prompt_stream.num_left_out)
         trainer.metric_buffer.add({name: trainer.of_round(value) for name, value in numbers.items()})
         self._tell_engine(trainer)
-        for code, message in alarms(numbers).items():
+        for code, message in alarms(numbers, learns_from_rewards=trainer.learns_from_rewards).items():
             trainer.tell("alarm", f"step {step}: {message}", show=code not in self._told, code=code, step=step)
             self._told.add(code)
         self.latest = answer_rows(found, trainer)
