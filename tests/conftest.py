@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+gc.disable()  # until everything is imported: see pytest_collection_finish
 
 import pytest
 import torch
@@ -18,6 +20,14 @@ from burnish.losses import kl_estimators, policy_losses, preference_losses, rewa
 from burnish.rewards.catalog import reward_functions
 
 torch.set_num_threads(1)  # tiny models: a second thread only waits
+
+
+def pytest_collection_finish() -> None:
+    """What importing and collecting made stays: no collection looks at it again, and each training begins with one."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
