@@ -7,7 +7,6 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-gc.disable()  # until everything is imported: see pytest_collection_finish
 
 import pytest
 import torch
@@ -22,11 +21,16 @@ from burnish.rewards.catalog import reward_functions
 torch.set_num_threads(1)  # tiny models: a second thread only waits
 
 
-def pytest_collection_finish() -> None:
-    """What importing and collecting made stays: no collection looks at it again, and each training begins with one."""
-    gc.collect()
-    gc.freeze()
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What importing and collecting made stays: garbage is never looked for in it, and each training looks for some."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 CHAT_TEMPLATE = (
