@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,6 +19,19 @@ from burnish.losses import kl_estimators, policy_losses, preference_losses, rewa
 from burnish.rewards.catalog import reward_functions
 
 torch.set_num_threads(1)  # tiny models: a second thread only waits
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What importing and collecting made stays: garbage is never looked for in it, and each training looks for some."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
+
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -19,6 +19,7 @@ import json
 import re
 from importlib import metadata
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 from transformers import LlamaConfig, LlamaForSequenceClassification
@@ -69,23 +70,32 @@ def save_tiny_classifier(directory: Path) -> None:
     make_tokenizer().save_pretrained(directory)
 
 
-@pytest.fixture
-def workplace(tmp_path, monkeypatch) -> Path:
-    """The directory of the module docstring, as the current one."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("BURNISH_CACHE", str(tmp_path / "cache"))
-    save_tiny_model(tmp_path / "my-model")
-    save_tiny_classifier(tmp_path / "my-reward-model")
+@pytest.fixture(scope="module")
+def furnished(tmp_path_factory) -> Path:
+    """The directory of the module docstring, to be copied."""
+    folder = tmp_path_factory.mktemp("furnished")
+    save_tiny_model(folder / "my-model")
+    save_tiny_classifier(folder / "my-reward-model")
     for name, model in EMBEDDED.items():
-        save_tiny_model(tmp_path / model.hub_name)  # where the name leads without the package
+        copytree(folder / "my-model", folder / model.hub_name)  # where the name leads without the package
         try:
-            save_tiny_model(tmp_path / "cache" / "models" / f"{name}-{metadata.version(model.distribution)}")
+            version = metadata.version(model.distribution)
         except metadata.PackageNotFoundError:
             continue
+        copytree(folder / "my-model", folder / "cache" / "models" / f"{name}-{version}")
     problems = [{"prompt": [{"role": "user", "content": f"{n} + 1 ="}], "solution": f"${n + 1}$"} for n in range(3)]
     for name, rows in (("rows", make_rows(12)), ("problems", problems)):
         text = "".join(json.dumps(row) + "\n" for row in rows)
-        (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def workplace(furnished, tmp_path, monkeypatch) -> Path:
+    """A copy of that directory, as the current one."""
+    copytree(furnished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BURNISH_CACHE", str(tmp_path / "cache"))
     return tmp_path
 
 

@@ -114,6 +114,5 @@ def tokenizer():
 
 @pytest.mark.parametrize("name", [TRAIN, HELD_OUT])
 def test_length_in_tokens_says_little(tokenizer, name):
-    pairs = answers(read(name))
-    lengths = [tuple(len(tokenizer(text)["input_ids"]) for text in pair) for pair in pairs]
+    lengths = [tuple(map(len, tokenizer(list(pair))["input_ids"])) for pair in answers(read(name))]
     assert best_length_rule(lengths) <= 0.6

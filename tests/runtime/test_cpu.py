@@ -35,6 +35,14 @@ def test_probe_leaves_everything_as_it_was(untouched):
     assert settings.matmul_precision in ("highest", "medium")
 
 
+def test_the_precision_is_measured_once_a_process(untouched):
+    """Two runs of one process cannot come to two answers."""
+    settings = probe()
+    measured = cpu._medium_pays_with.cache_info().misses
+    assert probe() == settings
+    assert cpu._medium_pays_with.cache_info().misses == measured
+
+
 def test_the_users_own_precision_is_kept(untouched):
     torch.set_float32_matmul_precision("high")
     assert probe().matmul_precision == "high"

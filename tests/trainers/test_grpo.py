@@ -219,6 +219,20 @@ def test_cut_answers_are_left_out_of_the_loss_and_not_of_the_baseline(tmp_path):
     assert line["frac_rows_with_gradient"] == pytest.approx(1 - float(truncated.double().mean()))
 
 
+def two_steps(output_dir, **options) -> tuple[torch.Tensor, torch.Tensor]:
+    """The answers of a round of two steps, and the gradient of the second."""
+    trainer = make_online_trainer(output_dir, steps_per_generation=2, max_steps=2, **options)
+    recorder = Recorder(trainer)
+    gradients = step_gradients(trainer)
+    return recorder.steps[0][0].completion_ids, gradients[1]
+
+
+@pytest.fixture(scope="module")
+def answers_and_second_gradient(tmp_path_factory):
+    """Of the run that each option is compared with."""
+    return two_steps(tmp_path_factory.mktemp("plain"))
+
+
 @pytest.mark.parametrize(
     ("changed", "same_answers"),
     [
@@ -235,14 +249,11 @@ def test_cut_answers_are_left_out_of_the_loss_and_not_of_the_baseline(tmp_path):
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_options_change_the_run(tmp_path, changed, same_answers):
-    plain = make_online_trainer(tmp_path / "1", steps_per_generation=2, max_steps=2)
-    other = make_online_trainer(tmp_path / "2", steps_per_generation=2, max_steps=2, **changed)
-    recorders = [Recorder(plain), Recorder(other)]
-    gradients = [step_gradients(plain), step_gradients(other)]
-    first, second = (recorder.steps[0][0].completion_ids for recorder in recorders)
+def test_options_change_the_run(tmp_path, answers_and_second_gradient, changed, same_answers):
+    first, plain = answers_and_second_gradient
+    second, other = two_steps(tmp_path, **changed)
     assert (first.shape == second.shape and torch.equal(first, second)) is same_answers
-    assert relative_distance(gradients[1][1], gradients[0][1]) > 1e-3
+    assert relative_distance(other, plain) > 1e-3
 
 
 @pytest.mark.parametrize("filters", [{"top_p": 0.6}, {"top_k": 12}, {"min_p": 0.2}], ids=str)
@@ -304,10 +315,17 @@ class OwnData(GRPOTrainer):
         return super()._prepare_dataset(dataset, name).select([3, 4, 5, 6])
 
 
+@pytest.fixture(scope="module")
+def plain_gradient(tmp_path_factory):
+    """Of one step of the trainer as it is."""
+    (gradient,) = step_gradients(make_online_trainer(tmp_path_factory.mktemp("plain"), max_steps=1))
+    return gradient
+
+
 @pytest.mark.parametrize("trainer_class", [OwnAnswers, OwnRewards, OwnLogps, OwnLoss, OwnInputs, OwnData])
-def test_overriding_a_method_of_trls_name_changes_the_run(tmp_path, trainer_class):
-    (plain,) = step_gradients(make_online_trainer(tmp_path / "1", max_steps=1))
-    (own,) = step_gradients(make_online_trainer(tmp_path / "2", max_steps=1, trainer_class=trainer_class))
+def test_overriding_a_method_of_trls_name_changes_the_run(tmp_path, plain_gradient, trainer_class):
+    plain = plain_gradient
+    (own,) = step_gradients(make_online_trainer(tmp_path, max_steps=1, trainer_class=trainer_class))
     assert relative_distance(own, plain) > 1e-3
     factors = {OwnAnswers: -1.0, OwnLoss: 3.0, OwnInputs: 0.5}
     if trainer_class in factors:
@@ -322,12 +340,11 @@ def plain_reinforce(tokens: PolicyTokens) -> TokenLoss:
     return TokenLoss(losses=-tokens.advantages * tokens.logps, metrics={"own": tokens.mask.float()})
 
 
-def test_a_callable_loss(tmp_path):
+def test_a_callable_loss(tmp_path, plain_gradient):
     """On the policy's own answers the gradient of -A logp is that of the clipped ratio, whatever the loss's value."""
-    (plain,) = step_gradients(make_online_trainer(tmp_path / "1", max_steps=1))
-    trainer = make_online_trainer(tmp_path / "2", max_steps=1, loss_type=plain_reinforce)
+    trainer = make_online_trainer(tmp_path, max_steps=1, loss_type=plain_reinforce)
     (own,) = step_gradients(trainer)
-    assert relative_distance(own, plain) < 1e-12
+    assert relative_distance(own, plain_gradient) < 1e-12
     assert step_lines(trainer)[0]["own"] == 1
 
 

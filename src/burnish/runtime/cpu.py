@@ -7,6 +7,7 @@ and not from a second measurement.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import statistics
 import time
@@ -84,10 +85,11 @@ class CpuSettings:
 def probe() -> CpuSettings:
     """Measure what this machine's CPU does best; changes no setting and no random generator.
 
+    The precision is measured once a process and number of threads: every run of the process takes the same.
     With an accelerator the precision stays as it is, since it would apply to the accelerator too.
     """
     precision = cast("Precision", torch.get_float32_matmul_precision())
-    if not torch.accelerator.is_available() and precision == "highest" and _medium_pays(torch.matmul):
+    if not torch.accelerator.is_available() and precision == "highest" and _medium_pays_with(torch.get_num_threads()):
         precision = "medium"
     return CpuSettings(num_threads=torch.get_num_threads(), matmul_precision=precision, malloc_tuned=_may_tune_malloc())
 
@@ -115,6 +117,12 @@ def bfloat16_speedup() -> float:
         for name, (one, other) in products.items():
             seconds[name].append(_seconds(lambda one=one, other=other: one @ other))
     return statistics.median(seconds["float32"]) / statistics.median(seconds["bfloat16"])
+
+
+@functools.cache
+def _medium_pays_with(num_threads: int) -> bool:
+    """Whether "medium" pays in torch's own product at the number of threads that is in force."""
+    return _medium_pays(torch.matmul)
 
 
 def _medium_pays(multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> bool:

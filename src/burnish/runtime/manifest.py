@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import re
@@ -136,6 +137,7 @@ def _redact(value: Any, secret: bool) -> Any:
     return value
 
 
+@functools.cache
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
