@@ -127,7 +127,7 @@ def _group(rows: Sequence[Row], members: Sequence[int]) -> Group:
 
 def _num_shared(rows: Sequence[Row]) -> int:
     """Tokens that all rows begin with: those of the first and the last in the order of a dictionary."""
-    first, last = min(rows), max(rows)
+    first, last = min(map(tuple, rows)), max(map(tuple, rows))
     pairs = zip(first, last, strict=False)
     return next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(first), len(last)))
 

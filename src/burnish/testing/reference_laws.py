@@ -86,7 +86,7 @@ def _near(found: Tensor, expected: Tensor) -> bool:
 def _result(source: Source, batch: PreferenceBatch) -> str:
     reference = source.begin().reference
     sums = reference.logps(batch)
-    found = {"logps": (sums, (len(batch),))}
+    found: dict[str, tuple[Tensor, tuple[int, ...]]] = {"logps": (sums, (len(batch),))}
     if reference.knows_tokens:
         found["token_logps"] = (reference.token_logps(batch), tuple(batch.loss_mask.shape))
     for name, (values, shape) in found.items():
@@ -235,7 +235,10 @@ def _untouched(source: Source, batch: PreferenceBatch) -> str:
             pass
         if what := changed():
             return f"asking it changes {what} of the policy"
-    return _differ(*said, "once the policy is in evaluation mode: it has dropout, or reads the policy's mode")
+    training, evaluating = said
+    return _differ(
+        training, evaluating, "once the policy is in evaluation mode: it has dropout, or reads the policy's mode"
+    )
 
 
 def _independent(source: Source, batch: PreferenceBatch) -> str:
