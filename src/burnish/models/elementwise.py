@@ -95,7 +95,7 @@ def gated_product(gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
 def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
     """Queries and keys (..., D) turned by the angles of their positions, halves of D being the two coordinates."""
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if not torch.is_grad_enabled():
         return _rotated(query, cos, sin), _rotated(key, cos, sin)
     return _Rotation.apply(query, cos, sin), _Rotation.apply(key, cos, sin)
 

@@ -139,10 +139,17 @@ def rotation_of(module: nn.Module) -> FunctionType | None:
 
 
 def with_rotation(module: nn.Module, rotation: Callable[..., Any]) -> FunctionType:
-    """The forward of the module's class, which calls another function for its rotation."""
+    """The forward of the module's class, which calls another function for its rotation.
+
+    Its code has another name: torch.compile remembers by the code what it has put into the globals.
+    """
     own: Any = type(module).forward
     changed = FunctionType(
-        own.__code__, {**own.__globals__, ROTATION_NAME: rotation}, own.__name__, own.__defaults__, own.__closure__
+        own.__code__.replace(co_name=f"lean_{own.__name__}"),
+        {**own.__globals__, ROTATION_NAME: rotation},
+        own.__name__,
+        own.__defaults__,
+        own.__closure__,
     )
     changed.__kwdefaults__ = own.__kwdefaults__
     return changed

@@ -58,7 +58,8 @@ def install_lean(trunk: nn.Module, wanted: str = "auto") -> None:
             continue
         kind = (type(module), *(type(child) for child in module.children()), *_properties(module))
         if kind not in chosen:
-            chosen[kind] = _lean_forward(module)
+            found = _lean_forward(module)
+            chosen[kind] = None if found is None else _marked(found)
         if (forward := chosen[kind]) is not None:
             vars(module)["forward"] = MethodType(forward, module)
 
@@ -98,11 +99,18 @@ def _lean_forward(module: nn.Module) -> Forward | None:
     rotation = rotation_of(module)
     if rotation is None:
         return next((forward for forward in _candidates(module) if _is_right(module, forward)), None)
-    if not _rotates_so(rotation, head_width(module) or 0, next(module.parameters()).device):
-        return None
-    forward: Any = with_rotation(module, rotate)
-    vars(forward)[_MARK] = True
-    return forward
+    is_right = _rotates_so(rotation, head_width(module) or 0, next(module.parameters()).device)
+    return with_rotation(module, rotate) if is_right else None
+
+
+def _marked(forward: Forward) -> Forward:
+    """To be told from what others put in; under torch.compile, which fuses these parts itself, the class's own."""
+
+    def lean(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return (type(self).forward if torch.compiler.is_compiling() else forward)(self, *args, **kwargs)
+
+    vars(lean)[_MARK] = True
+    return lean
 
 
 def _candidates(module: nn.Module) -> list[Forward]:
@@ -116,24 +124,18 @@ def _candidates(module: nn.Module) -> list[Forward]:
 
 def _norm_forward(eps: float, kind: NormKind) -> Forward:
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
-            return type(self).forward(self, hidden_states)
         return rms_norm(hidden_states, self.weight, eps=eps, kind=kind)
 
-    vars(forward)[_MARK] = True
     return forward
 
 
 def _gated_forward(names: tuple[str, str, str], activation: Activation) -> Forward:
     def forward(self: Any, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
-            return type(self).forward(self, x)
         gate_layer, up_layer, down_layer = (getattr(self, name) for name in names)
         gate, up = gate_layer(x), up_layer(x)
         dtype = torch.promote_types(gate.dtype, up.dtype)  # one of them may have an adapter of another precision
         return down_layer(gated_product(gate.to(dtype).contiguous(), up.to(dtype).contiguous(), activation))
 
-    vars(forward)[_MARK] = True
     return forward
 
 
