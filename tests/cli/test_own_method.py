@@ -280,7 +280,7 @@ def test_rows_of_a_kind_of_its_own(folder, tmp_path):
     runfile = load_runfile(config)
     with pytest.raises(ValueError, match=r"cannot be shown: they are poems.*burnish trace"):
         preview_rows(runfile, choose_rows(2, None))
-    assert "chosen" in str(trace_run(runfile).as_dict())
+    assert trace_run(runfile).walls
     run(runfile, console=Console(file=io.StringIO(), width=100))
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
