@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from online_training import make_online_trainer, make_prompts, repeatable, step_lines
 from training import relative_distance, step_gradients
 
-HERE = Path(__file__).parent
+from ranks import train_on
+
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 

@@ -14,6 +14,8 @@ from online_training import step_lines
 from ppo_training import make_ppo_trainer, repeatable
 from training import relative_distance, step_gradients
 
+from ranks import train_on
+
 
 def run(directory: Path, rows: int, accumulation: int, **options) -> tuple[list[torch.Tensor], list[dict[str, float]]]:
     """Rounds of two steps of 16 answers, twice over, in micro-batches of `rows`."""

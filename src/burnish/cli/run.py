@@ -107,9 +107,10 @@ def take_samples(runfile: RunFile, trainer: Any, rows: Dataset) -> Samples:
     method = method_named(runfile.method)
     if not method.writes_answers:
         return scored_samples(trainer, rows, runfile.samples)
-    has_pairs = method.knows_rows and not method.draws_answers  # of an unknown kind: those that have a `prompt`
-    make_prompts = partial(sample_prompts, kind=method.reads) if has_pairs else prompt_samples
-    prompts = make_prompts(rows, trainer.processing_class, runfile.samples)
+    has_answers = method.knows_rows and not method.draws_answers
+    make_prompts = partial(sample_prompts, kind=method.reads) if has_answers else prompt_samples
+    is_asked = method.knows_rows or "prompt" in rows.column_names  # rows of an unknown kind may hold anything
+    prompts = make_prompts(rows, trainer.processing_class, runfile.samples) if is_asked else []
     answer = partial(
         greedy_answers,
         trainer.policy,
