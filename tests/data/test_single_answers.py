@@ -9,9 +9,9 @@ from burnish.data.answers import answer_column, read_judged, read_supervised
 from burnish.data.check import RowRules, check_preferences
 from burnish.data.errors import DataError, RowProblem
 from burnish.data.formats import TextPreference
+from burnish.data.kinds import JUDGED, ROW_KINDS, SUPERVISED
 from burnish.data.lint import lint_labels, lint_preferences
 from burnish.data.mismatch import partners, with_mismatched
-from burnish.data.schema import JUDGED, ROW_KINDS, SUPERVISED
 from burnish.data.sources import load_rows
 from burnish.data.tokenize import prepare_preferences
 from burnish.data.truncate import TruncationPolicy

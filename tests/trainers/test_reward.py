@@ -102,7 +102,12 @@ def test_an_adapter_is_saved_with_its_head(tmp_path):
 def test_a_few_steps_equal_a_plain_loop(tmp_path):
     """The same tokens, the plain class, Bradley-Terry and AdamW written out: the same losses and weights."""
     rows, tokenizer = make_rows(8), make_tokenizer()
-    options = {"lr_scheduler_type": "constant", "max_grad_norm": 0.0, "prefix_sharing": "off"}
+    options = {
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+        "prefix_sharing": "off",
+        "lean_activations": "off",
+    }
     trainer = make_trainer(tmp_path, rows=rows, max_steps=4, **options)
     plain = AutoModelForSequenceClassification.from_config(trainer.model.config).double()
     plain.load_state_dict(trainer.model.state_dict())

@@ -15,12 +15,13 @@ from burnish.data.encode import encode_texts, special_prefix
 from burnish.data.errors import RowProblem
 from burnish.data.formats import ChatPreference, TextPreference, read_preference
 from burnish.data.images import EncodedImage, place_images, read_images, without_decoding
+from burnish.data.kinds import JUDGED, PREFERENCES, SUPERVISED
 from burnish.data.kwise import first_pair
 from burnish.data.parts import text_of
 from burnish.data.pixels import prompt_inputs
 from burnish.data.placeholders import run_processor
 from burnish.data.prompts import encode_prompt
-from burnish.data.schema import JUDGED, PREFERENCES, SUPERVISED, is_kwise
+from burnish.data.schema import is_kwise
 from burnish.generation.base import Prompt as GeneratorPrompt
 from burnish.generation.base import SamplingParams
 from burnish.generation.native import NativeGenerator

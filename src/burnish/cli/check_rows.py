@@ -13,8 +13,8 @@ from burnish.cli.methods import method_of
 from burnish.cli.sources import data_sources, reward_columns
 from burnish.data.check import RowCheck, RowRules, check_preferences, check_prompts
 from burnish.data.errors import NUM_NAMED_ROWS, DataError
+from burnish.data.kinds import ROW_KINDS
 from burnish.data.peek import Peek, local_file, peek
-from burnish.data.schema import ROW_KINDS
 from burnish.data.truncate import TruncationPolicy
 from burnish.models.size import ModelSize
 

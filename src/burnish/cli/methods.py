@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from burnish.cli.validate import is_function_name, own_method_problem, training_schema
-from burnish.data.schema import ROW_KINDS
+from burnish.data.kinds import ROW_KINDS
 
 if TYPE_CHECKING:
     from burnish.trainers.config import PolicyConfig

@@ -13,20 +13,13 @@ from burnish.data.answers import read_judged, read_supervised
 from burnish.data.errors import BadRow, RowProblem
 from burnish.data.formats import ChatPreference, TextPreference, read_preference
 from burnish.data.images import place_images, read_images, refuse_images, without_decoding
+from burnish.data.kinds import JUDGED, PREFERENCES, SUPERVISED
 from burnish.data.kwise import first_equals, read_completions, read_kwise_numbers, read_twos
 from burnish.data.numbers import REF_COLUMNS, TOKEN_COLUMNS, read_numbers, read_weight
 from burnish.data.parts import text_of
 from burnish.data.pretokenized import read_tokens, read_truncated
 from burnish.data.prompt_rows import check_columns, read_prompt
-from burnish.data.schema import (
-    JUDGED,
-    PREFERENCES,
-    SUPERVISED,
-    is_kwise,
-    is_tokenized,
-    read_columns,
-    split_ref_logps,
-)
+from burnish.data.schema import is_kwise, is_tokenized, read_columns, split_ref_logps
 from burnish.data.truncate import TruncationPolicy, truncate
 
 MAX_ID = 2**31 - 1  # ids are stored as int32

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from burnish.data.drafts import Draft, draft_completions, draft_judged, draft_preference, draft_supervised
 from burnish.data.encode import TrainedTokens, encode_texts, train_tokens
 from burnish.data.errors import RowProblem
+from burnish.data.kinds import JUDGED, PREFERENCES, SUPERVISED
 from burnish.data.kwise import (
     KWISE_REF_COLUMN,
     KWISE_TOKEN_COLUMN,
@@ -31,15 +32,12 @@ from burnish.data.prefix import common_prefix
 from burnish.data.pretokenized import read_tokens, read_truncated
 from burnish.data.report import COMPLETION_LENGTHS, COUNTS, PAIR_COUNTS, PROMPT_LENGTH
 from burnish.data.schema import (
-    JUDGED,
     KWISE_IDS,
     KWISE_MASK,
     PAIR_IDS,
     PAIR_MASKS,
-    PREFERENCES,
     PROMPT_COLUMN,
     SOURCE_COLUMN,
-    SUPERVISED,
     TRUNCATED_COLUMN,
     is_kwise,
     output_features,

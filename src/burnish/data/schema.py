@@ -17,6 +17,7 @@ from burnish.data.answers import LABEL_COLUMN, SUPERVISED_COLUMNS
 from burnish.data.errors import DataError
 from burnish.data.formats import ANSWERS, CONVERSATION_COLUMN, content_columns
 from burnish.data.images import DIGEST_COLUMN
+from burnish.data.kinds import JUDGED, PREFERENCES, SUPERVISED
 from burnish.data.kwise import (
     COMPLETIONS_COLUMN,
     GRADE_COLUMNS,
@@ -36,7 +37,6 @@ KWISE_IDS, KWISE_MASK = "completion_input_ids", "completion_loss_mask"
 TRUNCATED_COLUMN = "truncated"
 SOURCE_COLUMN = "source"
 JSON = "json"
-PREFERENCES, SUPERVISED, JUDGED = ROW_KINDS = ("preferences", "supervised", "judged")
 
 OF_PREFERENCES = ("prompt", *ANSWERS, CONVERSATION_COLUMN)  # columns of content that other kinds choose themselves
 
@@ -61,7 +61,7 @@ def read_columns(dataset: Dataset, *, name: str, kind: str = PREFERENCES) -> lis
     Args:
         dataset: rows in any accepted schema.
         name: the data set's name in messages.
-        kind: one of `ROW_KINDS`, what its rows are read as.
+        kind: one of `kinds.ROW_KINDS`, what its rows are read as.
 
     Raises:
         DataError: a column is missing, or there are columns of which only one may be there.

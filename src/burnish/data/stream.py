@@ -23,10 +23,11 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from burnish.data.errors import BadRow, DataError
 from burnish.data.images import encode_rows
+from burnish.data.kinds import PREFERENCES
 from burnish.data.numbers import REF_COLUMNS
 from burnish.data.parts import IMAGE_COLUMNS
 from burnish.data.report import COUNTS, DataReport
-from burnish.data.schema import PREFERENCES, split_ref_logps
+from burnish.data.schema import split_ref_logps
 from burnish.data.sources import load_rows
 from burnish.data.tokenize import Preparation, ignored_keys, plan_preparation, prepare_preferences
 from burnish.data.truncate import TruncationPolicy

@@ -25,17 +25,11 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from burnish.data.encode import special_prefix
 from burnish.data.errors import BadRow, DataError, bad_rows_error
 from burnish.data.images import attach_images, image_columns, stamp_files, without_decoding
+from burnish.data.kinds import PREFERENCES
 from burnish.data.parts import IMAGE_COLUMNS
 from burnish.data.records import MESSAGE_SEPARATOR, TokenRules, preference_batch, tokenized_batch
 from burnish.data.report import BOOKKEEPING, DataReport, make_report
-from burnish.data.schema import (
-    PREFERENCES,
-    TRUNCATED_COLUMN,
-    is_tokenized,
-    output_features,
-    read_columns,
-    split_ref_logps,
-)
+from burnish.data.schema import TRUNCATED_COLUMN, is_tokenized, output_features, read_columns, split_ref_logps
 from burnish.data.truncate import TruncationPolicy
 
 BATCH_SIZE = 256

@@ -18,7 +18,7 @@ import torch
 from transformers import TrainingArguments
 
 from burnish.compat import resolve_checkpointing
-from burnish.data.schema import PREFERENCES
+from burnish.data.kinds import PREFERENCES
 from burnish.models.lean import LEAN
 from burnish.models.sharing import SHARING
 

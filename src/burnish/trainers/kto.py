@@ -17,9 +17,9 @@ import torch
 from datasets import Dataset
 
 from burnish.compat import UNBUILT_KTO, accept_trl_fields
+from burnish.data.kinds import JUDGED
 from burnish.data.lint import Finding, lint_labels
 from burnish.data.mismatch import with_mismatched
-from burnish.data.schema import JUDGED
 from burnish.losses import unpaired_losses
 from burnish.losses.auxiliary import load_balancing
 from burnish.models.forward import forward

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from burnish.compat import UNBUILT_SFT, UNBUILT_SFT_ARGUMENTS, accept_trl_fields, refuse_unbuilt
-from burnish.data.schema import SUPERVISED
+from burnish.data.kinds import SUPERVISED
 from burnish.losses import supervised_losses
 from burnish.losses.auxiliary import load_balancing
 from burnish.models.forward import forward
