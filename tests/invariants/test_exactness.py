@@ -19,7 +19,8 @@ FAST = (["sigmoid"], ["aot"])
 ALL = [*([name] for name in preference_losses), ["sigmoid", "sft"], ["aot", "sft"]]
 LOSSES = [pytest.param(loss, marks=() if loss in FAST else pytest.mark.gallery, id="+".join(loss)) for loss in ALL]
 SETTINGS = {"exo_pair": {"label_smoothing": 0.1}}
-TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
+# Float32: about ten of its rounding errors; whether a split is exact is what float64 says.
+TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12}
 IGNORED = ("runtime", "per_second", "step_time", "epoch")  # transformers counts epochs in micro-batches
 
 
