@@ -13,7 +13,7 @@ Source: FlashAttention-2 (2307.08691) section 3, without its tiles.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,36 +33,49 @@ NAME = "burnish_tree"
 _PLAIN_TENSORS = ("position_ids", "cache_position")
 
 
-@torch.compiler.disable
-def tree_attention(
-    module: nn.Module,
-    query: Float[Tensor, "1 Hq S D"],
-    key: Float[Tensor, "1 Hk S D"],
-    value: Float[Tensor, "1 Hk S Dv"],
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    token_tree: TokenTree | None = None,
-    **kwargs: Any,
-) -> tuple[Float[Tensor, "1 S Hq Dv"], None]:
-    """What transformers calls in every layer while a trunk runs over a tree.
+# query (1, Hq, S, D), key (1, Hk, S, D), value (1, Hk, S, Dv), tree, window, scale -> (1, S, Hq, Dv)
+TreeAttention = Callable[[Tensor, Tensor, Tensor, "TokenTree", "int | None", float], Tensor]
 
-    Raises:
-        NotImplementedError: the layer's attention is more than softmax(scaling q k) v over a sliding window.
+
+def register_over_trees(name: str, attend: TreeAttention) -> None:
+    """Let transformers know an attention over trees by a name.
+
+    In a layer whose attention is more than softmax(scaling q k) v over a sliding window, it raises
+    `NotImplementedError`; whoever tries out attentions takes another one.
     """
-    del module
-    tree = checked_tree(token_tree, attention_mask, dropout, sliding_window, kwargs)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+
+    @torch.compiler.disable
+    def attention(
+        module: nn.Module,
+        query: Float[Tensor, "1 Hq S D"],
+        key: Float[Tensor, "1 Hk S D"],
+        value: Float[Tensor, "1 Hk S Dv"],
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        sliding_window: int | None = None,
+        token_tree: TokenTree | None = None,
+        **kwargs: Any,
+    ) -> tuple[Float[Tensor, "1 S Hq Dv"], None]:
+        del module
+        tree = _checked_tree(token_tree, attention_mask, dropout, sliding_window, kwargs)
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return attend(query, key, value, tree, sliding_window, scale), None
+
+    AttentionInterface.register(name, attention)
+
+
+def _in_blocks(query: Tensor, key: Tensor, value: Tensor, tree: TokenTree, window: int | None, scale: float) -> Tensor:
+    """In blocks, prompts first."""
     flat = (states[0].transpose(0, 1) for states in (query, key, value))  # (S, heads, D)
     with torch.autocast(query.device.type, enabled=False):
-        return _TreeAttention.apply(*flat, tree, sliding_window, scale)[None], None
+        return _TreeAttention.apply(*flat, tree, window, scale)[None]
 
 
-AttentionInterface.register(NAME, tree_attention)
+register_over_trees(NAME, _in_blocks)
 
 
-def checked_tree(
+def _checked_tree(
     tree: TokenTree | None,
     attention_mask: Tensor | None,
     dropout: float,

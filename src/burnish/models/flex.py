@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
-from transformers import AttentionInterface
 
-from burnish.models.attention import checked_tree
+from burnish.models.attention import register_over_trees
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
-    from torch import nn
+    from jaxtyping import Int
 
     from burnish.models.tree import TokenTree
 
@@ -35,42 +33,24 @@ KERNEL = {"FORCE_USE_FLEX_ATTENTION": True}
 Sees = Callable[[Any, Any, Tensor, Tensor], Tensor]
 
 
-@torch.compiler.disable
-def flex_tree_attention(
-    module: nn.Module,
-    query: Float[Tensor, "1 Hq S D"],
-    key: Float[Tensor, "1 Hk S D"],
-    value: Float[Tensor, "1 Hk S Dv"],
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    token_tree: TokenTree | None = None,
-    **kwargs: Any,
-) -> tuple[Float[Tensor, "1 S Hq Dv"], None]:
-    """What transformers calls in every layer while a trunk runs over a tree on an accelerator.
-
-    Raises:
-        NotImplementedError: the layer's attention is more than softmax(scaling q k) v over a sliding window.
-    """
-    del module
-    tree = checked_tree(token_tree, attention_mask, dropout, sliding_window, kwargs)
-    if sliding_window not in tree.masks:
-        tree.masks[sliding_window] = block_mask(tree, sliding_window)
+def _attend(query: Tensor, key: Tensor, value: Tensor, tree: TokenTree, window: int | None, scale: float) -> Tensor:
+    """Under the mask of the tree, which all layers with one window share."""
+    if window not in tree.masks:
+        tree.masks[window] = block_mask(tree, window)
     kernel: Any = _compiled() if query.device.type != "cpu" else flex_attention
     output = kernel(
         query,
         key,
         value,
-        block_mask=tree.masks[sliding_window],
-        scale=scaling,
+        block_mask=tree.masks[window],
+        scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
         kernel_options=KERNEL,
     )
-    return output.transpose(1, 2).contiguous(), None
+    return output.transpose(1, 2).contiguous()
 
 
-AttentionInterface.register(NAME, flex_tree_attention)
+register_over_trees(NAME, _attend)
 
 
 def who_sees(tree: TokenTree, window: int | None) -> Sees:
