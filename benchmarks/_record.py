@@ -61,13 +61,21 @@ def file_name(path: str) -> str:
 
 
 def commit() -> str:
-    """The commit that was measured; `-dirty` if files differ from it."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False)
-    except OSError:
+    """The commit that was measured; `-dirty` if files differ from it, those in `results/` apart."""
+    head = _git("rev-parse", "--short=12", "HEAD")
+    if not head:
         return "unknown"
-    return done.stdout.strip() or "unknown"
+    differs = _git("diff", "HEAD", "--name-only", "--", ":/", f":(exclude,top){RESULTS.parent.name}/{RESULTS.name}")
+    return f"{head}-dirty" if differs else head
+
+
+def _git(*arguments: str) -> str:
+    """What git says of the checkout; nothing where there is no git or no repository."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=RESULTS.parent, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip()
 
 
 def new_record(machine: Mapping[str, Any], **contents: Any) -> dict[str, Any]:
