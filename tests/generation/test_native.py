@@ -13,22 +13,9 @@ from burnish.generation.decode import problem_with
 from burnish.generation.kinds import CACHES
 from burnish.models.forward import install_forward
 from burnish.models.introspect import UnsupportedModelError
-from conftest import make_model
+from conftest import SMALL, make_model
 
 PROMPTS = [[5], [6, 7, 8, 9, 10, 11, 12], [20, 21, 22], [9] * 12]
-SMALL = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 8}
 EAGER = {"attn_implementation": "eager"}
 FAMILIES = {

@@ -47,11 +47,14 @@ def token_logps(model, batch, row: int, temperature: float = 1.0) -> torch.Tenso
     return (logits / temperature).log_softmax(-1).gather(1, answer[:, None]).squeeze(1)
 
 
+def answers_of(batch) -> list[list[int]]:
+    return [ids[mask].tolist() for ids, mask in zip(batch.completion_ids, batch.completion_mask, strict=True)]
+
+
 def advantages_by_hand(batch) -> torch.Tensor:
     """(16,) (R - mean) / (std + 1e-4) over the four answers of each group, from the answers themselves."""
-    answers = [ids[mask].tolist() for ids, mask in zip(batch.completion_ids, batch.completion_mask, strict=True)]
     wanted = [make_prompts()[row]["wanted"] for row in batch.row_id.tolist()]
-    rewards = torch.tensor(near_wanted(answers, wanted), dtype=torch.float64).view(-1, 4)
+    rewards = torch.tensor(near_wanted(answers_of(batch), wanted), dtype=torch.float64).view(-1, 4)
     return ((rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)).flatten()
 
 

@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "resume"))
 sys.path.insert(0, str(Path(__file__).parent))
 from online_training import ending_model, make_prompts, near_wanted, step_lines
 from ppo_training import make_ppo_trainer, repeatable
-from test_grpo import token_logps
-from test_ppo import Recorder, parts
+from test_grpo import Recorder, token_logps
+from test_ppo import parts
 from test_resume import StopAfter, weights_of
 from training import relative_distance, step_gradients
 
