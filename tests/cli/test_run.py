@@ -140,8 +140,10 @@ def test_several_sources_then_resume(arguments, tmp_path):
     [
         (["max_steps=5"], True),
         (["max_steps=4"], False),
-        (["max_steps=5", "precompute_ref_log_probs=true"], False),
-        (["max_steps=5", "sync_ref_model=true", "ref_model_sync_steps=4"], False),
+        pytest.param(["max_steps=5", "precompute_ref_log_probs=true"], False, marks=pytest.mark.gallery),
+        pytest.param(
+            ["max_steps=5", "sync_ref_model=true", "ref_model_sync_steps=4"], False, marks=pytest.mark.gallery
+        ),
     ],
     ids=["rows come again", "one pass", "scored before", "the reference moves"],
 )
@@ -151,7 +153,7 @@ def test_a_reference_that_is_asked_again_and_again_is_told(arguments, sets, is_t
     assert ("1.25 passes, and always says the same: precompute_ref_log_probs=true asks it once" in screen) is is_told
 
 
-@pytest.mark.parametrize("held_out", ["null", "rows.jsonl"])
+@pytest.mark.parametrize("held_out", [pytest.param("null", marks=pytest.mark.gallery), "rows.jsonl"])
 def test_a_stream_then_resume(arguments, tmp_path, held_out):
     config, overrides = arguments
     sets = ["data.streaming=true", "data.eval_rows=null", f"data.eval={held_out}", "shuffle_buffer_size=4"]

@@ -49,6 +49,8 @@ PAGES = [
     if path.is_file() and snippets(path)
 ]
 SLOW_PAGES = {
+    "data.md",
+    "reference.md",
     "trl-examples.md",
     "trl-grpo-examples.md",
     "trl-reward-examples.md",

@@ -130,7 +130,9 @@ class Ratios(GRPOTrainer):
         return stats
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.gallery)], ids=["float32", "float64"]
+)
 @pytest.mark.parametrize("cut", [(16, 1), (8, 2), (2, 8)], ids=str)
 def test_the_first_ratio_is_exactly_one(tmp_path, dtype, cut):
     """Old log-probs are scored in the micro-batches that are trained on: not one bit differs in the first step."""
