@@ -6,6 +6,8 @@ DOCS_VENV := .venv-docs
 READY := $(VENV)/.ready
 REWARD_MODEL := runs/demo-reward/model.safetensors
 export TOKENIZERS_PARALLELISM := false
+# What Python and pytest compiled is kept, whatever the shell says: else each process of a test compiles all of it again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo demo-grpo demo-ppo test test-all check same bench docs docs-tables mutants clean
 

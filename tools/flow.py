@@ -13,7 +13,6 @@ import math
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -34,19 +33,9 @@ from api_page import api_page, parcels_table
 from flow_grpo import GRPO_FLOW, record_grpo
 from losses_table import divergences_table, losses_table
 from policy_tables import advantages_table, aggregations_table, importance_table, kl_table, policy_losses_table
-from recording import (
-    WORDS,
-    first_log_line,
-    log_lines,
-    make_model,
-    make_tokenizer,
-    named_means,
-    number,
-    returned,
-    tensors,
-)
+from recording import WORDS, log_lines, named_means, number, record_step, step_lines, tensors
 from reward_tables import reward_fields_table, reward_losses_table
-from transformers import PrinterCallback, TrainingArguments
+from transformers import TrainingArguments
 from trl_tables import (
     default_of,
     own_fields_table,
@@ -62,7 +51,6 @@ from trl_tables import (
 from burnish import DPOConfig, DPOTrainer, PolicyConfig
 from burnish.metrics import EXPLANATIONS
 from burnish.trainers.config import REFUSED
-from burnish.trainers.witness import Witness, watched
 
 DOCS = Path(__file__).parents[1] / "docs"
 ROWS = [("what colour is the sky ?", "it is blue", "green and red"), ("what is green ?", "grass", "the sky is not")]
@@ -74,27 +62,16 @@ ROWS += [("what is red ?", "not the sky", "grass")]
 @functools.cache
 def record() -> Mapping[str, Any]:
     """What left each room in one optimizer step: three pairs, in micro-batches of two and one."""
-    with tempfile.TemporaryDirectory() as directory:
-        config = DPOConfig(
-            output_dir=directory, max_steps=1, per_device_train_batch_size=2, gradient_accumulation_steps=2,
-            logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True, cpu_tuning="off", use_cpu=True,
-            log_level="error", seed=7,
-        )  # fmt: skip
-        rows = [
-            {
-                "prompt": [{"role": "user", "content": prompt}],
-                "chosen": [{"role": "assistant", "content": chosen}],
-                "rejected": [{"role": "assistant", "content": rejected}],
-            }
-            for prompt, chosen, rejected in ROWS
-        ]
-        witness = Witness()
-        trainer = watched(DPOTrainer, witness)(
-            make_model(0.0), config, ref_model=make_model(0.2), train_dataset=rows, processing_class=make_tokenizer()
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    return {**returned(witness), "PairLogps": witness["dpo_loss"].received["pair"], "log": first_log_line(trainer)}
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": prompt}],
+            "chosen": [{"role": "assistant", "content": chosen}],
+            "rejected": [{"role": "assistant", "content": rejected}],
+        }
+        for prompt, chosen, rejected in ROWS
+    ]
+    seen, witness = record_step(DPOTrainer, DPOConfig, rows, per_device_train_batch_size=2)
+    return {**seen, "PairLogps": witness["dpo_loss"].received["pair"]}
 
 
 # The blocks of docs/flow.md.
@@ -121,9 +98,7 @@ def _collated(seen: Mapping[str, Any]) -> list[str]:
 
 
 def _step(seen: Mapping[str, Any]) -> list[str]:
-    parcels, counts = seen["get_batch_samples"]
-    lines = [f"parcels: {len(parcels)}, of {' and '.join(str(len(parcel.pairs)) for parcel in parcels)} pairs"]
-    return [*lines, *(f"counts[{name!r}] = {count.item():g}" for name, count in counts.items())]
+    return step_lines(seen, [len(parcel.pairs) for parcel in seen["get_batch_samples"][0]], "pairs")
 
 
 def _stats(seen: Mapping[str, Any]) -> list[str]:

@@ -4,25 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
-import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from recording import (
-    WORDS,
-    first_log_line,
-    log_lines,
-    make_model,
-    make_tokenizer,
-    named_means,
-    number,
-    returned,
-    tensors,
-)
-from transformers import PrinterCallback
+from recording import WORDS, log_lines, named_means, number, record_step, step_lines, tensors
 
 from burnish import GRPOConfig, GRPOTrainer
-from burnish.trainers.witness import Witness, watched
 
 PROMPTS = [("what colour is the sky ?", "blue"), ("what is green ?", "grass")]
 
@@ -41,22 +28,12 @@ def named(completions: list[Any], answer: list[str], **_: Any) -> list[float | N
 @functools.cache
 def record_grpo() -> Mapping[str, Any]:
     """What left each room in one round: 2 prompts, 4 answers each, one optimizer step of two micro-batches."""
-    with tempfile.TemporaryDirectory() as directory:
-        config = GRPOConfig(
-            output_dir=directory, max_steps=1, num_generations=4, per_device_train_batch_size=4,
-            gradient_accumulation_steps=2, max_completion_length=5, beta=0.1, reward_weights=[1.0, 0.5],
-            reward_isolation="none", shuffle_dataset=False, logging_steps=1, save_strategy="no", report_to="none",
-            disable_tqdm=True, cpu_tuning="off", use_cpu=True, log_level="error", seed=7,
-        )  # fmt: skip
-        rows = [{"prompt": [{"role": "user", "content": prompt}], "answer": answer} for prompt, answer in PROMPTS]
-        witness = Witness()
-        trainer = watched(GRPOTrainer, witness)(
-            make_model(0.0), [variety, named], config, ref_model=make_model(0.2), train_dataset=rows,
-            processing_class=make_tokenizer(),
-        )  # fmt: skip
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    return {**returned(witness), "log": first_log_line(trainer)}
+    rows = [{"prompt": [{"role": "user", "content": prompt}], "answer": answer} for prompt, answer in PROMPTS]
+    seen, _ = record_step(
+        GRPOTrainer, GRPOConfig, rows, [variety, named], num_generations=4, per_device_train_batch_size=4,
+        max_completion_length=5, beta=0.1, reward_weights=[1.0, 0.5], reward_isolation="none", shuffle_dataset=False,
+    )  # fmt: skip
+    return seen
 
 
 def _words(ids: Any) -> str:
@@ -96,9 +73,7 @@ def _rescored(seen: Mapping[str, Any]) -> list[str]:
 
 
 def _step(seen: Mapping[str, Any]) -> list[str]:
-    parcels, counts = seen["get_batch_samples"]
-    lines = [f"parcels: {len(parcels)}, of {' and '.join(str(len(parcel)) for parcel in parcels)} answers"]
-    return [*lines, *(f"counts[{name!r}] = {count.item():g}" for name, count in counts.items())]
+    return step_lines(seen, list(map(len, seen["get_batch_samples"][0])), "answers")
 
 
 def _stats(seen: Mapping[str, Any]) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -12,10 +13,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback
 
-from burnish import PolicyTrainer
-from burnish.trainers.witness import Witness
+from burnish import PolicyConfig, PolicyTrainer
+from burnish.trainers.witness import Witness, watched
 from burnish.types import Mean
 
 TEMPLATE = (
@@ -48,14 +49,34 @@ def make_model(phase: float) -> LlamaForCausalLM:
     return model
 
 
-def returned(witness: Witness) -> dict[str, Any]:
-    """What each room gave, by its name."""
-    return {crossing.room: crossing.returned for crossing in witness.crossings}
+def record_step(
+    trainer_class: type[PolicyTrainer],
+    config_class: type[PolicyConfig],
+    rows: Sequence[Mapping[str, Any]],
+    *reward_funcs: Any,
+    **options: Any,
+) -> tuple[dict[str, Any], Witness]:
+    """One step of two micro-batches: what each room gave, by its name, and the `log` line; and the witness of it."""
+    with tempfile.TemporaryDirectory() as directory:
+        config = config_class(
+            output_dir=directory, max_steps=1, gradient_accumulation_steps=2, logging_steps=1, save_strategy="no",
+            report_to="none", disable_tqdm=True, cpu_tuning="off", use_cpu=True, log_level="error", seed=7, **options,
+        )  # fmt: skip
+        witness = Witness()
+        trainer = watched(trainer_class, witness)(
+            make_model(0.0), *reward_funcs, config, ref_model=make_model(0.2), train_dataset=rows,
+            processing_class=make_tokenizer(),
+        )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    log = {name: value for name, value in trainer.state.log_history[0].items() if name != "step"}
+    return {**{crossing.room: crossing.returned for crossing in witness.crossings}, "log": log}, witness
 
 
-def first_log_line(trainer: PolicyTrainer) -> dict[str, Any]:
-    """What was logged of the first step."""
-    return {name: value for name, value in trainer.state.log_history[0].items() if name != "step"}
+def step_lines(seen: Mapping[str, Any], sizes: Sequence[int], unit: str) -> list[str]:
+    """The parcels of the step, by their size in that unit, and the counts of the whole step."""
+    lines = [f"parcels: {len(sizes)}, of {' and '.join(map(str, sizes))} {unit}"]
+    return [*lines, *(f"counts[{name!r}] = {count.item():g}" for name, count in seen["get_batch_samples"][1].items())]
 
 
 def number(value: float) -> str:

@@ -10,7 +10,8 @@ import sys
 import pytest
 import yaml
 from peft import LoraConfig, PeftModel
-from test_run import arguments, start  # noqa: F401 - a fixture
+from run_place import start
+from test_run import arguments  # noqa: F401 - a fixture
 from test_runfile import GOOD, only_problem, problems, write  # noqa: F401 - a fixture
 from typer.testing import CliRunner
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 from rich.console import Console
+from run_place import save_model, write_rows
 from typer.testing import CliRunner
 
 from burnish import DPOConfig, DPOTrainer
@@ -14,7 +15,7 @@ from burnish.cli.runfile import load_runfile
 from burnish.data.sources import load_rows
 from burnish.models.load import load_end_token_ids
 from burnish.report.tokens import CUT, PROMPT, TRAINED, UNTRAINED
-from conftest import make_model, make_rows, make_tokenizer
+from conftest import make_model, make_rows
 from vision_models import FAMILIES, make_image, make_processor, make_vision_model
 
 LIMITS = {"max_length": 70, "max_prompt_length": 50}
@@ -24,10 +25,9 @@ HOSTILE = "<script>alert(1)</script>\x1b[2J\x1b]8;;http://x\x07 [bold]"
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     """A run file beside a tiny model, whose weights are then taken away, and its rows."""
-    make_model().save_pretrained(tmp_path / "model")
-    make_tokenizer().save_pretrained(tmp_path / "model")
+    save_model(tmp_path / "model")
     rows = [*make_rows(11), {**make_rows(1)[0], "chosen": [{"role": "assistant", "content": HOSTILE}]}]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "rows.jsonl", rows)
     path = tmp_path / "dpo.yaml"
     path.write_text(
         "model: model\ndata: {train: rows.jsonl}\n"
@@ -90,7 +90,7 @@ def test_the_command_shows_and_writes(config, tmp_path):
 def test_bad_rows_are_named_by_their_own_number(config, tmp_path):
     without_weights(tmp_path)
     rows = [*make_rows(3), {**make_rows(1)[0], "rejected": make_rows(1)[0]["chosen"]}]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "rows.jsonl", rows)
     seen = preview_rows(load_runfile(config), choose_rows(5, "3,1"))
     assert [(bad.row, bad.problem) for bad in seen.bad_rows] == [(3, "is the same as chosen")]
     assert [view.row_id for view in seen.views] == [1]
@@ -115,7 +115,7 @@ def test_images_are_shown_by_their_tokens(tmp_path, monkeypatch, family):
     without_weights(tmp_path)
     make_image(16, 16).save(tmp_path / "image.png")
     rows = [{**row, "images": ["image.png"] if index == 0 else []} for index, row in enumerate(make_rows(2))]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "rows.jsonl", rows)
     (tmp_path / "dpo.yaml").write_text("model: model\ndata: {train: rows.jsonl}\n")
     monkeypatch.chdir(tmp_path)
     with_image, without = preview_rows(load_runfile("dpo.yaml"), choose_rows(5, None)).views

@@ -7,6 +7,7 @@ import json
 
 import pytest
 from rich.console import Console
+from run_place import save_model, write_rows
 from typer.testing import CliRunner
 
 from burnish import GRPOConfig, GRPOTrainer
@@ -28,10 +29,9 @@ ROWS = [
 def config(tmp_path, monkeypatch):
     """A run file beside a tokenizer and its model's configuration, without the weights."""
     monkeypatch.chdir(tmp_path)
-    make_model().save_pretrained("model")
-    make_tokenizer().save_pretrained("model")
+    save_model("model")
     (tmp_path / "model" / "model.safetensors").unlink()
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    write_rows("rows.jsonl", ROWS)
     path = tmp_path / "grpo.yaml"
     path.write_text(
         "method: grpo\nmodel: model\nrewards: number\ndata: {train: rows.jsonl}\ntraining: {max_prompt_length: 50}\n"

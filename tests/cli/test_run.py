@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import io
-import json
 
 import pytest
 import yaml
 from huggingface_hub import HfApi
 from rich.console import Console
+from run_place import save_model, start, write_rows
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -14,7 +14,7 @@ from burnish.cli.app import app
 from burnish.cli.run import run
 from burnish.cli.runfile import load_runfile
 from burnish.runtime.rundir import RunExistsError, read_metrics
-from conftest import make_model, make_rows, make_tokenizer
+from conftest import make_rows
 from hub_server import running_hub
 
 OPTIONS = ["per_device_train_batch_size=2", "logging_steps=1", "learning_rate=1e-3", "cpu_tuning=off"]
@@ -23,22 +23,14 @@ OPTIONS = ["per_device_train_batch_size=2", "logging_steps=1", "learning_rate=1e
 @pytest.fixture
 def arguments(tmp_path, monkeypatch):
     """A run of a tiny model, as `--set` texts on a file that names everything by paths."""
-    make_model().save_pretrained(tmp_path / "model")
-    make_tokenizer().save_pretrained(tmp_path / "model")
-    rows = "".join(json.dumps(row) + "\n" for row in make_rows(12))
-    (tmp_path / "rows.jsonl").write_text(rows)
+    save_model(tmp_path / "model")
+    write_rows(tmp_path / "rows.jsonl", make_rows(12))
     config = tmp_path / "dpo.yaml"
     config.write_text(
         "model: model\ndata: {train: rows.jsonl, eval_rows: 4}\nsamples: 2\nmax_new_tokens: 4\ntraining: {max_steps: 3}\n"
     )
     monkeypatch.chdir(tmp_path)
     return config, [*OPTIONS, f"output_dir={tmp_path / 'run'}"]
-
-
-def start(config, overrides):
-    screen = io.StringIO()
-    outcome = run(load_runfile(config, overrides), console=Console(file=screen, width=100))
-    return outcome, screen.getvalue()
 
 
 def test_train_then_resume(arguments, tmp_path):
@@ -140,8 +132,10 @@ def test_several_sources_then_resume(arguments, tmp_path):
     [
         (["max_steps=5"], True),
         (["max_steps=4"], False),
-        (["max_steps=5", "precompute_ref_log_probs=true"], False),
-        (["max_steps=5", "sync_ref_model=true", "ref_model_sync_steps=4"], False),
+        pytest.param(["max_steps=5", "precompute_ref_log_probs=true"], False, marks=pytest.mark.gallery),
+        pytest.param(
+            ["max_steps=5", "sync_ref_model=true", "ref_model_sync_steps=4"], False, marks=pytest.mark.gallery
+        ),
     ],
     ids=["rows come again", "one pass", "scored before", "the reference moves"],
 )
@@ -151,7 +145,7 @@ def test_a_reference_that_is_asked_again_and_again_is_told(arguments, sets, is_t
     assert ("1.25 passes, and always says the same: precompute_ref_log_probs=true asks it once" in screen) is is_told
 
 
-@pytest.mark.parametrize("held_out", ["null", "rows.jsonl"])
+@pytest.mark.parametrize("held_out", [pytest.param("null", marks=pytest.mark.gallery), "rows.jsonl"])
 def test_a_stream_then_resume(arguments, tmp_path, held_out):
     config, overrides = arguments
     sets = ["data.streaming=true", "data.eval_rows=null", f"data.eval={held_out}", "shuffle_buffer_size=4"]

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import json
-
 import pytest
-from rich.console import Console
+from run_place import save_model, start, write_rows
 from typer.testing import CliRunner
 
 from burnish.cli.app import app
-from burnish.cli.run import run
 from burnish.cli.runfile import RunFileError, load_runfile
-from conftest import make_model, make_rows, make_tokenizer
+from conftest import make_rows
 
 COMMAND = CliRunner()
 
@@ -20,9 +16,8 @@ COMMAND = CliRunner()
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     """Run files of a tiny model that name everything by paths, one for each method."""
-    make_model().save_pretrained(tmp_path / "model")
-    make_tokenizer().save_pretrained(tmp_path / "model")
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in make_rows(12)))
+    save_model(tmp_path / "model")
+    write_rows(tmp_path / "rows.jsonl", make_rows(12))
     for method in ("sft", "kto"):
         (tmp_path / f"{method}.yaml").write_text(
             f"method: {method}\nmodel: model\ndata: {{train: rows.jsonl, eval_rows: 4}}\nsamples: 1\n"
@@ -41,13 +36,12 @@ def config(tmp_path, monkeypatch):
     ],
 )
 def test_train_then_resume(config, method, plan, metric):
-    screen = io.StringIO()
-    outcome = run(load_runfile(f"{method}.yaml"), console=Console(file=screen, width=120))
+    outcome, screen = start(f"{method}.yaml")
     assert metric in outcome.before
     assert outcome.after["eval_loss"].mean < outcome.before["eval_loss"].mean
-    assert plan in screen.getvalue()
-    assert "2 rows x 1 micro-batch x 1 process = 2 rows a step" in screen.getvalue()
-    assert ("reference: copy of the policy" in screen.getvalue()) == (method == "kto")
+    assert plan in screen
+    assert "2 rows x 1 micro-batch x 1 process = 2 rows a step" in screen
+    assert ("reference: copy of the policy" in screen) == (method == "kto")
     assert outcome.samples[0].prompt.startswith("Question ")
     result = COMMAND.invoke(app, ["resume", f"run-{method}", "--set", "max_steps=3"])
     assert result.exit_code == 0, result.output

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import json
-
 import pyarrow.parquet as parquet
 import pytest
-import torch
 import yaml
-from rich.console import Console
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from run_place import SUMS, save_classifier, save_model, start, write_rows
 
-from burnish.cli.run import run
 from burnish.cli.runfile import load_runfile
 from burnish.runtime.rundir import read_metrics
-from conftest import make_model, make_tokenizer
 
 RUN_FILE = """
 method: grpo
@@ -43,16 +36,9 @@ training:
 def workplace(tmp_path, monkeypatch):
     """A directory with a model, a classifier, prompts and a module of rewards; the current one."""
     monkeypatch.chdir(tmp_path)
-    make_model().save_pretrained("model")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=259, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, num_labels=1
-    )
-    LlamaForSequenceClassification(config).save_pretrained("judge")
-    for folder in ("model", "judge"):
-        make_tokenizer().save_pretrained(folder)
-    rows = [{"prompt": [{"role": "user", "content": f"{n} + 1 ="}], "answer": str(n + 1)} for n in range(8)]
-    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save_model("model")
+    save_classifier("judge")
+    write_rows("sums.jsonl", SUMS)
     (tmp_path / "rewards_of_this_test.py").write_text(
         "def brief(completion_ids, **kwargs):\n    return [-float(len(ids)) for ids in completion_ids]\n"
     )
@@ -60,14 +46,8 @@ def workplace(tmp_path, monkeypatch):
     return tmp_path
 
 
-def start(overrides=()):
-    screen = io.StringIO()
-    outcome = run(load_runfile("grpo.yaml", overrides), console=Console(file=screen, width=120))
-    return outcome, screen.getvalue()
-
-
 def test_rewards_by_name_by_path_and_from_a_module(workplace, monkeypatch):
-    outcome, screen = start()
+    outcome, screen = start("grpo.yaml")
     lines = [line for line in read_metrics(workplace / "run" / "metrics.jsonl") if "grad_norm" in line]
     assert [line["step"] for line in lines] == [1, 2]
     for line in lines:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
-from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
+from run_place import SUMS, save_classifier, save_model, start, write_rows
+from transformers import AutoModelForSequenceClassification
 
 from burnish.cli.checkup import check_up
 from burnish.cli.resume import load_run_directory
@@ -43,19 +43,15 @@ training:
 def workplace(tmp_path, monkeypatch):
     """A directory with a model, prompts and a run file; the current one."""
     monkeypatch.chdir(tmp_path)
-    make_model().save_pretrained("model")
-    make_tokenizer().save_pretrained("model")
-    rows = [{"prompt": [{"role": "user", "content": f"{n} + 1 ="}], "answer": str(n + 1)} for n in range(8)]
-    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save_model("model")
+    write_rows("sums.jsonl", SUMS)
     (tmp_path / "ppo.yaml").write_text(RUN_FILE)
     return tmp_path
 
 
 def test_a_run(workplace):
     """The plan names credit, KL and critic; the table has KL and explained variance; both models are saved."""
-    screen = io.StringIO()
-    outcome = run(load_runfile("ppo.yaml", []), console=Console(file=screen, width=140))
-    shown = screen.getvalue()
+    outcome, shown = start("ppo.yaml", width=140)
     assert "advantages: GAE, gamma 1, lambda 0.95; KL in the reward, 0.05 a nat" in shown
     assert "critic: LlamaForSequenceClassification of its own, learning rate 0.001" in shown
     assert "4 prompts × 1 = 4 answers a round, 2 optimizer steps a round (1 × 2 passes), 2 steps" in shown
@@ -66,11 +62,9 @@ def test_a_run(workplace):
 
 def test_a_reward_model(workplace):
     """It scores the answers, and its copy is the critic, which `resume` goes on with."""
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    LlamaForSequenceClassification(LlamaConfig(vocab_size=259, num_labels=1, **sizes)).save_pretrained("reward")
-    make_tokenizer().save_pretrained("reward")
+    save_classifier("reward")
     changes = ["rewards=./reward", "critic=reward", "save_strategy=steps", "save_steps=1", "reward_scaling=scale"]
-    first = run(load_runfile("ppo.yaml", changes), console=Console(file=io.StringIO()))
+    first, _ = start("ppo.yaml", changes)
     assert first.before["eval_objective/kl"].mean == 0
     critic = AutoModelForSequenceClassification.from_pretrained("run/critic")
     assert critic.config.hidden_size == 16
@@ -131,7 +125,6 @@ def test_a_critic_that_was_loaded_from_elsewhere(workplace):
     """Its vocabulary has to be the policy's: another tokenizer is an error that says why."""
     tokenizer = make_tokenizer()
     tokenizer.add_tokens(["another"])
-    make_model(vocab_size=len(tokenizer)).save_pretrained("critic")
-    tokenizer.save_pretrained("critic")
+    save_model("critic", make_model(vocab_size=len(tokenizer)), tokenizer)
     with pytest.raises(ValueError, match="token ids"):
-        run(load_runfile("ppo.yaml", ["value_model_path=critic"]), console=Console(file=io.StringIO()))
+        start("ppo.yaml", ["value_model_path=critic"])

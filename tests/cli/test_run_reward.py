@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 
 import pytest
-from rich.console import Console
+from run_place import save_model, start, write_rows
 from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 from burnish.cli.app import app
-from burnish.cli.run import run
 from burnish.cli.runfile import RunFileError, load_runfile
-from conftest import make_model, make_rows, make_tokenizer
+from conftest import make_rows, make_tokenizer
 
 COMMAND = CliRunner()
 
@@ -21,11 +19,10 @@ COMMAND = CliRunner()
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     """A run of a tiny model that names everything by paths."""
-    make_model().save_pretrained(tmp_path / "model")
     tokenizer = make_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.save_pretrained(tmp_path / "model")
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in make_rows(12)))
+    save_model(tmp_path / "model", tokenizer=tokenizer)
+    write_rows(tmp_path / "rows.jsonl", make_rows(12))
     path = tmp_path / "reward.yaml"
     path.write_text(
         "method: reward\nmodel: model\ndata: {train: rows.jsonl, eval_rows: 4}\nsamples: 2\ntraining: {max_steps: 3, "
@@ -33,12 +30,6 @@ def config(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     return path
-
-
-def start(path, *overrides):
-    screen = io.StringIO()
-    outcome = run(load_runfile(path, overrides), console=Console(file=screen, width=120))
-    return outcome, screen.getvalue()
 
 
 def test_train_then_resume(config, tmp_path):
@@ -64,7 +55,7 @@ def test_train_then_resume(config, tmp_path):
 
 
 def test_an_adapter(config, tmp_path):
-    _, screen = start(config, "peft={r: 4, target_modules: [q_proj]}", "max_steps=1", "samples=0")
+    _, screen = start(config, ["peft={r: 4, target_modules: [q_proj]}", "max_steps=1", "samples=0"])
     assert "reward on model" in screen
     held = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
     assert "score" in held["modules_to_save"]

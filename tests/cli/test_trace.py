@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from run_place import SUMS, save_model, write_rows
 from torch.nn.functional import softplus
 from typer.testing import CliRunner
 
@@ -19,7 +19,7 @@ from burnish.cli.runfile import load_runfile
 from burnish.cli.trace import show, trace_run
 from burnish.report.trace import Trace, Wall
 from burnish.report.trace_html import trace_page
-from conftest import make_model, make_rows, make_tokenizer
+from conftest import make_model, make_rows
 
 COMMAND = CliRunner()
 HOSTILE = "<script>alert(1)</script>\x1b[2J"
@@ -37,11 +37,9 @@ RUN_FILES = {
 def workplace(tmp_path, monkeypatch) -> Path:
     """A directory with a model, rows, prompts and a run file of each method; the current one."""
     monkeypatch.chdir(tmp_path)
-    make_model().save_pretrained("model")
-    make_tokenizer().save_pretrained("model")
-    sums = [{"prompt": [{"role": "user", "content": f"{n} + 1 ="}], "answer": str(n + 1)} for n in range(8)]
-    for name, rows in (("rows", make_rows(12)), ("sums", sums)):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save_model("model")
+    for name, rows in (("rows", make_rows(12)), ("sums", SUMS)):
+        write_rows(f"{name}.jsonl", rows)
     (tmp_path / "rewards_of_trace.py").write_text(
         "def brief(completion_ids, **kwargs):\n    return [-float(sum(ids) % 7) for ids in completion_ids]\n"
     )
@@ -194,7 +192,7 @@ def test_text_and_page_are_inert(workplace):
     rows = [
         {**row, "chosen": [{"role": "assistant", "content": f"{HOSTILE} {n}"}]} for n, row in enumerate(make_rows(8))
     ]
-    (workplace / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows("rows.jsonl", rows)
     seen = trace("dpo")
     screen = io.StringIO()
     show(seen, console=Console(file=screen, width=160))
@@ -214,7 +212,7 @@ def test_the_command(workplace):
 
 def test_bad_rows_are_told_as_check_tells_them(workplace):
     rows = [*make_rows(3), {**make_rows(1)[0], "rejected": make_rows(1)[0]["chosen"]}]
-    (workplace / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows("rows.jsonl", rows)
     checked, traced = (COMMAND.invoke(app, [command, "dpo.yaml"]) for command in ("check", "trace"))
     assert checked.exit_code == traced.exit_code == 3
     problem = "row 3, column 'rejected': is the same as chosen"

@@ -158,7 +158,7 @@ def test_a_stream_is_found_again(kind):
 
     whole = drain(reader(), 1)
     first, taken = reader(), []
-    for num_taken in (1, 4, 5, 17, 39, 40):
+    for num_taken in (1, 4, 17, 39):
         taken += [first.take(1)[0] for _ in range(num_taken - len(taken))]
         first.has_more()
         state = json.loads(json.dumps(first.state_dict()))

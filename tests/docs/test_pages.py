@@ -32,7 +32,7 @@ from burnish.rewards.catalog import reward_functions
 from burnish.trainers.config import REFUSED
 from burnish.trainers.persistence import FREE_OPTIONS, FREE_PREFIXES
 from burnish.types import PAIR_UNITS
-from conftest import TABLES
+from named_tables import TABLES
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from answer_tables import TRL_KTO_FIELDS, TRL_SFT_FIELDS

@@ -22,11 +22,10 @@ from pathlib import Path
 from shutil import copytree
 
 import pytest
-from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from burnish.cli.runfile import load_runfile
 from burnish.models.embedded import EMBEDDED
-from conftest import make_model, make_rows, make_tokenizer
+from conftest import make_classifier, make_model, make_rows, make_tokenizer
 
 ROOT = Path(__file__).parents[2]
 SNIPPET = re.compile(r"(?P<skip><!-- skip: \S.*? -->\s*\n)?^```python\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
@@ -49,6 +48,8 @@ PAGES = [
     if path.is_file() and snippets(path)
 ]
 SLOW_PAGES = {
+    "data.md",
+    "reference.md",
     "trl-examples.md",
     "trl-grpo-examples.md",
     "trl-reward-examples.md",
@@ -65,8 +66,7 @@ def save_tiny_model(directory: Path) -> None:
 
 
 def save_tiny_classifier(directory: Path) -> None:
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    LlamaForSequenceClassification(LlamaConfig(vocab_size=259, num_labels=1, **sizes)).save_pretrained(directory)
+    make_classifier(hidden_size=16, intermediate_size=24, num_hidden_layers=1).save_pretrained(directory)
     make_tokenizer().save_pretrained(directory)
 
 

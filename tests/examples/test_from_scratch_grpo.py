@@ -58,6 +58,23 @@ class Draw:
         ]
 
 
+def taken_answers(trainer, is_first_pass=lambda: True) -> list[list[int]]:
+    """The answers of the parcels that the trainer will take, those of a first pass over a round."""
+    answers: list[list[int]] = []
+    own = trainer.take_parcels
+
+    def take(*arguments):
+        is_new = is_first_pass()
+        parcels = own(*arguments)
+        for parcel in parcels if is_new else ():
+            rows = zip(parcel.completion_ids, parcel.completion_mask, strict=True)
+            answers.extend(ids[mask].tolist() for ids, mask in rows)
+        return parcels
+
+    trainer.take_parcels = take
+    return answers
+
+
 @pytest.mark.parametrize(
     ("steps", "beta", "ref_seed"), [(1, 0.0, None), (2, 0.2, None), (2, 0.2, 1)], ids=["plain", "kl", "reference"]
 )
@@ -80,17 +97,7 @@ def test_every_step_equals_the_trainers(tmp_path, steps, beta, ref_seed):
         model, draw, num_rounds=3, steps_per_round=steps, reference=reference, beta=beta, **SETTINGS
     )
 
-    answers: list[list[int]] = []
-    own = trainer.take_parcels
-
-    def take(*arguments):
-        parcels = own(*arguments)
-        for parcel in parcels:
-            rows = zip(parcel.completion_ids, parcel.completion_mask, strict=True)
-            answers.extend(ids[mask].tolist() for ids, mask in rows)
-        return parcels
-
-    trainer.take_parcels = take
+    answers = taken_answers(trainer)
     trainer.train()
     lines = step_lines(trainer)
 

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import ppo_loop
 from online_training import ending_model, step_lines
 from ppo_training import make_ppo_trainer, value_model
-from test_from_scratch_grpo import Draw, even_eighths, flat
+from test_from_scratch_grpo import Draw, even_eighths, flat, taken_answers
 from training import relative_distance
 
 LOOP = Path(__file__).parents[2] / "examples" / "from_scratch" / "ppo_loop.py"
@@ -46,18 +46,7 @@ def test_every_step_equals_the_trainers(tmp_path, steps):
         policy, critic, draw, num_rounds=2, epochs=2, steps_per_epoch=steps, reference=ending_model(1), **SETTINGS
     )
 
-    answers: list[list[int]] = []
-    own = trainer.take_parcels
-
-    def take(*arguments):
-        is_first_pass = trainer.queue.is_empty or trainer.queue.is_first_pass
-        parcels = own(*arguments)
-        for parcel in parcels if is_first_pass else ():
-            rows = zip(parcel.completion_ids, parcel.completion_mask, strict=True)
-            answers.extend(ids[mask].tolist() for ids, mask in rows)
-        return parcels
-
-    trainer.take_parcels = take
+    answers = taken_answers(trainer, lambda: trainer.queue.is_empty or trainer.queue.is_first_pass)
     trainer.train()
     lines = step_lines(trainer)
 

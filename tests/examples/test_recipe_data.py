@@ -112,6 +112,7 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(str(folder), gguf_file=model.file)
 
 
+@pytest.mark.gallery
 @pytest.mark.parametrize("name", [TRAIN, HELD_OUT])
 def test_length_in_tokens_says_little(tokenizer, name):
     lengths = [tuple(map(len, tokenizer(list(pair))["input_ids"])) for pair in answers(read(name))]

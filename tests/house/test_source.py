@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import doctest
+import functools
 import importlib
 import pkgutil
 import re
@@ -25,10 +26,15 @@ MAX_FILE, MAX_FUNCTION, MAX_FIELDS = 400, 60, 20
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
+@functools.cache
+def all_nodes() -> list[tuple[str, ast.AST]]:
+    """Every node with the file that it is in."""
+    return [(name, node) for name, tree in TREES.items() for node in ast.walk(tree)]
+
+
 def each(*kinds: type[ast.AST]) -> Iterator[tuple[str, ast.AST]]:
     """Every node of these kinds with the file that it is in."""
-    for name, tree in TREES.items():
-        yield from ((name, node) for node in ast.walk(tree) if isinstance(node, kinds))
+    return ((name, node) for name, node in all_nodes() if isinstance(node, kinds))
 
 
 def dotted(node: ast.AST) -> str:

@@ -74,7 +74,7 @@ def check_splits(tmp_path, loss, dtype, **modifiers) -> list[torch.Tensor]:
     return whole
 
 
-@pytest.mark.parametrize("loss", [["sigmoid", "sft"], ["aot"]], ids="+".join)
+@pytest.mark.parametrize("loss", [["sigmoid", "sft"], pytest.param(["aot"], marks=pytest.mark.gallery)], ids="+".join)
 def test_metrics_do_not_depend_on_micro_batches(tmp_path, loss):
     options = {"loss_type": loss, "loss_weights": [1.0] * len(loss), "logging_steps": 2}
     whole = make_trainer(tmp_path / "whole", **options)

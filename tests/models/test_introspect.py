@@ -18,21 +18,8 @@ from burnish.models.introspect import (
     trunk_of,
 )
 from burnish.types import TokenBatch
-from conftest import make_model, make_tokenizer
+from conftest import SMALL, make_model, make_tokenizer
 
-SMALL = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 8}
 FAMILIES = {
     "llama": ({}, HeadSpec()),

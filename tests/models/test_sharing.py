@@ -13,19 +13,8 @@ from burnish.models.introspect import trunk_of
 from burnish.models.layout import LAYOUTS, run_rows
 from burnish.models.sharing import Sharing, choose_sharing, run_trunk
 from burnish.types import TokenBatch
-from conftest import make_model
+from conftest import SMALL, make_model
 
-SMALL = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-}
 WINDOWED = {"head_dim": 8, "sliding_window": 6}
 GEMMA = {**WINDOWED, "query_pre_attn_scalar": 8}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}

@@ -12,25 +12,11 @@ from burnish.models.adapters import adapt, plain_model
 from burnish.models.head_layer import UnsupportedModelError
 from burnish.models.value import install_values, load_value_model, row_scores, token_values
 from burnish.types import TokenBatch
-from conftest import make_model, make_tokenizer
+from conftest import TINY, make_model, make_tokenizer
 
 PROMPTS = [[11, 12, 13, 14, 15], [21]]
 COMPLETIONS = [[31, 32, 33], [41], [51, 52, 53, 54], []]
 PROMPT_INDEX = [0, 0, 1, 1]
-TINY = {
-    "vocab_size": 259,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 FAMILIES = ("Llama", "Qwen2", "Gemma3Text")
 
 
@@ -52,7 +38,7 @@ def make_batch(*, padding_id: int = 0) -> TokenBatch:
 def family(name: str) -> transformers.PreTrainedModel:
     """A tiny random causal model of one family."""
     torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(**TINY)
+    config = getattr(transformers, f"{name}Config")(**TINY, head_dim=8)
     return AutoModelForCausalLM.from_config(config).eval()
 
 

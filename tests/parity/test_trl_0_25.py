@@ -39,7 +39,13 @@ OURS = {
 }
 WITHOUT_REFERENCE = {"reference_free", "cpo", "simpo", "orpo", "sft"}
 OTHER_MEANING = {"bco_pair", "weighted", "ld"}
-EQUAL = [case for case in OPTIONS_0_25 if case not in OTHER_MEANING]
+# In the fast suite: what 1.16 has no number of, and the plainest.
+FAST = {"sigmoid", "smoothed", "rpo", "reference_free", "aot_pair", "alpha_divergence", "cpo", "simpo", "orpo"}
+EQUAL = [
+    case if case in FAST else pytest.param(case, marks=pytest.mark.gallery)
+    for case in OPTIONS_0_25
+    if case not in OTHER_MEANING
+]
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ run that was never stopped: queue, prompt cursor, keyed randomness, controllers 
 
 from __future__ import annotations
 
-import shutil
 import sys
 from itertools import product
 from pathlib import Path
@@ -14,10 +13,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "invariants"))
-from online_training import make_online_trainer, make_prompts, near_wanted, repeatable
-from test_resume import StopAfter, weights_of
-
-from burnish.runtime.rundir import read_metrics
+from online_resume import (
+    WholeRuns,
+    assert_no_pickle,
+    assert_the_same,
+    metrics_in,
+    resume_at_every_step,
+    stop_and_resume,
+)
+from online_training import make_online_trainer, make_prompts, near_wanted
+from test_resume import weights_of
 
 SOLVED = 0.8  # of near_wanted, so that solve rates differ
 CONTROLLED = {
@@ -54,46 +59,10 @@ def trainer_at(directory: Path, case: tuple[int, int, int] = FAST, **options):
     return make_online_trainer(directory, **{**settings, **options})
 
 
-def metrics_in(directory: Path) -> list[dict]:
-    """What is the same in every run; `epoch` counts micro-batches, and `train_loss` the steps since the resume."""
-    lines = [repeatable(line) for line in read_metrics(directory / "metrics.jsonl")]
-    return [{k: v for k, v in line.items() if k != "train_loss"} for line in lines if len(line) > 2]
-
-
-def stop_and_resume(directory: Path, step: int, case: tuple[int, int, int] = FAST, **options):
-    first = trainer_at(directory, case, **options)
-    first.add_callback(StopAfter(step + 1))
-    with pytest.raises(KeyboardInterrupt):
-        first.train()
-    second = trainer_at(directory, case, **options)
-    second.train(resume_from_checkpoint=True)
-    return second
-
-
-def assert_the_same(resumed, directory: Path, whole, whole_directory: Path) -> None:
-    for name, tensor in weights_of(resumed).items():
-        assert torch.equal(tensor, weights_of(whole)[name]), name
-    assert metrics_in(directory) == metrics_in(whole_directory)
-    assert resumed.queue.round_index == whole.queue.round_index
-    mine, theirs = resumed.prompt_stream.state_dict(), whole.prompt_stream.state_dict()
-    assert {k: str(v) for k, v in mine.items()} == {k: str(v) for k, v in theirs.items()}
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The run that is never stopped, by case."""
-    runs = {}
-
-    def run(case):
-        if case not in runs:
-            directory = tmp_path_factory.mktemp("whole") / "run"
-            trainer = trainer_at(directory, case)
-            trainer.train()
-            assert trainer.state.global_step == 10
-            runs[case] = trainer, directory
-        return runs[case]
-
-    return run
+    return WholeRuns(trainer_at, tmp_path_factory.mktemp)
 
 
 def test_the_run_has_what_is_tested(whole):
@@ -113,23 +82,19 @@ MID_ROUND, ROUND_END = 3, 8
 @pytest.mark.parametrize("step", [MID_ROUND, pytest.param(ROUND_END, marks=pytest.mark.slow)])
 def test_resumed_run_is_bit_identical(tmp_path, whole, step):
     """Step 3 is in the first pass over a round of four steps, step 8 ends its second pass."""
-    resumed = stop_and_resume(tmp_path / "run", step)
+    resumed = stop_and_resume(lambda: trainer_at(tmp_path / "run"), step)
     assert_the_same(resumed, tmp_path / "run", *whole(FAST))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_step_of_every_case(tmp_path, whole, case):
-    """From each checkpoint of a whole run: copied, what came after it cut off, and continued."""
     trainer, directory = whole(case)
-    for step in range(1, 10):
-        copy = tmp_path / f"from_{step}"
-        later = [f"checkpoint-{other}" for other in range(step + 1, 11)]
-        shutil.copytree(directory, copy, ignore=shutil.ignore_patterns(*later, "run.lock*"))
-        resumed = trainer_at(copy, case)
-        resumed.train(resume_from_checkpoint=True)
-        assert_the_same(resumed, copy, trainer, directory)
-        shutil.rmtree(copy)
+
+    def check(resumed, copied):
+        assert_the_same(resumed, copied, trainer, directory)
+
+    resume_at_every_step(directory, 10, tmp_path, lambda copied: trainer_at(copied, case), check)
 
 
 @pytest.mark.slow
@@ -146,7 +111,7 @@ def test_with_other_state(tmp_path, options):
     case = (1, 4, 1)
     trainer = trainer_at(tmp_path / "whole", case, **options)
     trainer.train()
-    resumed = stop_and_resume(tmp_path / "run", 6, case, **options)
+    resumed = stop_and_resume(lambda: trainer_at(tmp_path / "run", case, **options), 6)
     assert_the_same(resumed, tmp_path / "run", trainer, tmp_path / "whole")
 
 
@@ -185,6 +150,4 @@ def test_other_settings_are_refused_by_name(whole, changed, named):
 
 
 def test_no_file_of_a_run_is_a_pickle(whole):
-    _, directory = whole(FAST)
-    suffixes = {path.suffix for path in directory.rglob("*") if path.is_file()}
-    assert suffixes <= {".safetensors", ".json", ".jsonl", ".yaml", ".jinja", ".lock", ".parquet"}
+    assert_no_pickle(whole(FAST)[1])

@@ -4,7 +4,6 @@ run that was never stopped: the critic, its optimizer and schedule, the controll
 
 from __future__ import annotations
 
-import shutil
 import sys
 from itertools import product
 from pathlib import Path
@@ -14,11 +13,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "invariants"))
+from online_resume import (
+    WholeRuns,
+    assert_no_pickle,
+    assert_the_same,
+    metrics_in,
+    resume_at_every_step,
+    stop_and_resume,
+)
 from online_training import make_prompts
-from ppo_training import make_ppo_trainer, repeatable
-from test_resume import StopAfter, weights_of
+from ppo_training import make_ppo_trainer
 
-from burnish.runtime.rundir import read_events, read_metrics
+from burnish.runtime.rundir import read_events
 
 CONTROLLED = {
     "kl_target": 2.0,
@@ -38,6 +44,7 @@ CONTROLLED = {
 CASES = list(product((1, 3), (1, 2), (1, 4), ("policy", "head")))  # accumulation, mini-batches, epochs, critic
 FAST = (3, 2, 2, "policy")
 NUM_STEPS = 12
+STATEFUL = ("kl_control", "reward_scale", "num_early_stops", "num_answers")  # beside what every online trainer moves
 
 
 def trainer_at(directory: Path, case: tuple[int, int, int, str] = FAST, **options):
@@ -62,48 +69,10 @@ def trainer_at(directory: Path, case: tuple[int, int, int, str] = FAST, **option
     return make_ppo_trainer(directory, **{**settings, **options})
 
 
-def metrics_in(directory: Path) -> list[dict]:
-    """What is the same in every run; `epoch` counts micro-batches, and `train_loss` the steps since the resume."""
-    lines = [repeatable(line) for line in read_metrics(directory / "metrics.jsonl")]
-    return [{k: v for k, v in line.items() if k != "train_loss"} for line in lines if len(line) > 2]
-
-
-def stop_and_resume(directory: Path, step: int, case: tuple[int, int, int, str] = FAST, **options):
-    first = trainer_at(directory, case, **options)
-    first.add_callback(StopAfter(step + 1))
-    with pytest.raises(KeyboardInterrupt):
-        first.train()
-    second = trainer_at(directory, case, **options)
-    second.train(resume_from_checkpoint=True)
-    return second
-
-
-def assert_the_same(resumed, directory: Path, whole, whole_directory: Path) -> None:
-    """Weights of policy and critic, metrics, and whatever is moved from round to round."""
-    for name, tensor in weights_of(resumed).items():
-        assert torch.equal(tensor, weights_of(whole)[name]), name
-    assert metrics_in(directory) == metrics_in(whole_directory)
-    assert resumed.queue.round_index == whole.queue.round_index
-    for name in ("prompt_stream", "kl_control", "reward_scale", "num_early_stops", "num_answers"):
-        mine, theirs = (trainer.stateful()[name].state_dict() for trainer in (resumed, whole))
-        assert {k: str(v) for k, v in mine.items()} == {k: str(v) for k, v in theirs.items()}, name
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The run that is never stopped, by case."""
-    runs = {}
-
-    def run(case):
-        if case not in runs:
-            directory = tmp_path_factory.mktemp("whole") / "run"
-            trainer = trainer_at(directory, case)
-            trainer.train()
-            assert trainer.state.global_step == NUM_STEPS
-            runs[case] = trainer, directory
-        return runs[case]
-
-    return run
+    return WholeRuns(trainer_at, tmp_path_factory.mktemp)
 
 
 def test_the_run_has_what_is_tested(whole):
@@ -127,23 +96,19 @@ IN_THE_WARMUP, IN_AN_EPOCH = 1, 5
 
 @pytest.mark.parametrize("step", [pytest.param(IN_THE_WARMUP, marks=pytest.mark.slow), IN_AN_EPOCH])
 def test_resumed_run_is_bit_identical(tmp_path, whole, step):
-    resumed = stop_and_resume(tmp_path / "run", step)
-    assert_the_same(resumed, tmp_path / "run", *whole(FAST))
+    resumed = stop_and_resume(lambda: trainer_at(tmp_path / "run"), step)
+    assert_the_same(resumed, tmp_path / "run", *whole(FAST), *STATEFUL)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_step_of_every_case(tmp_path, whole, case):
-    """From each checkpoint of a whole run: copied, what came after it cut off, and continued."""
     trainer, directory = whole(case)
-    for step in range(1, NUM_STEPS):
-        copied = tmp_path / f"from_{step}"
-        later = [f"checkpoint-{other}" for other in range(step + 1, NUM_STEPS + 1)]
-        shutil.copytree(directory, copied, ignore=shutil.ignore_patterns(*later, "run.lock*"))
-        resumed = trainer_at(copied, case)
-        resumed.train(resume_from_checkpoint=True)
-        assert_the_same(resumed, copied, trainer, directory)
-        shutil.rmtree(copied)
+
+    def check(resumed, copied):
+        assert_the_same(resumed, copied, trainer, directory, *STATEFUL)
+
+    resume_at_every_step(directory, NUM_STEPS, tmp_path, lambda copied: trainer_at(copied, case), check)
 
 
 def test_a_checkpoint_of_another_critic_is_refused(tmp_path, whole):
@@ -154,6 +119,4 @@ def test_a_checkpoint_of_another_critic_is_refused(tmp_path, whole):
 
 
 def test_no_file_of_a_run_is_a_pickle(whole):
-    _, directory = whole(FAST)
-    suffixes = {path.suffix for path in directory.rglob("*") if path.is_file()}
-    assert suffixes <= {".safetensors", ".json", ".jsonl", ".yaml", ".jinja", ".lock", ".parquet"}
+    assert_no_pickle(whole(FAST)[1])

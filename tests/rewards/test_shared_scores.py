@@ -9,37 +9,16 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
-    LlamaConfig,
-    LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
 )
 
 from burnish.rewards import Scorer
 from burnish.rewards import models as room
 from burnish.rewards.models import ClassifierReward
-from conftest import make_tokenizer
+from conftest import make_classifier, make_tokenizer
 
 PROMPTS = ["What is the colour of the sky?", "Two and two?", "x"]
 ANSWERS = ["blue", "blue", "", "a long answer that goes on and on", "b"]
-
-
-def make_judge(dtype: torch.dtype = torch.float32, **settings) -> LlamaForSequenceClassification:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        **{
-            "vocab_size": 259,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 512,
-            "initializer_range": 0.2,
-            "num_labels": 1,
-            **settings,
-        }
-    )
-    return LlamaForSequenceClassification(config).to(dtype).eval()
 
 
 def make_round() -> tuple[list[str], list[str]]:
@@ -82,7 +61,7 @@ def inputs_of(reward: ClassifierReward) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("layout", ["auto", "cache", "off"])
 @pytest.mark.parametrize("max_tokens", [40, 200, 16_384])
 def test_scores_are_those_of_each_row_alone(dtype, layout, max_tokens):
-    reward = ClassifierReward(make_judge(dtype), make_tokenizer())
+    reward = ClassifierReward(make_classifier(dtype=dtype), make_tokenizer())
     prompts, answers = make_round()
     found = reward(prompts, answers, max_tokens=max_tokens, prefix_sharing=layout)
     assert_same(found, one_by_one(reward, prompts, answers))
@@ -94,7 +73,7 @@ def test_a_prompt_is_computed_once_and_no_padding():
     Prompts of 30, 12 and 1 tokens with answers of 4, 4, 0, 33 and 1, and one of 24 with an answer of 1:
     (29 + 47) + (11 + 47) + (1 + 42) + 25 = 202 tokens; in rows 16 x 63.
     """
-    reward = ClassifierReward(make_judge(), make_tokenizer())
+    reward = ClassifierReward(make_classifier(), make_tokenizer())
     prompts, answers = make_round()
     assert (reward.sharing().layout, reward.sharing("off").layout) == ("tree", "rows")
     seen = inputs_of(reward)
@@ -105,7 +84,7 @@ def test_a_prompt_is_computed_once_and_no_padding():
 
 def test_cut_rows_share_nothing_and_are_counted():
     """A row that is cut lost the beginning of its prompt; the other answers still share it."""
-    reward = ClassifierReward(make_judge(), make_tokenizer())
+    reward = ClassifierReward(make_classifier(), make_tokenizer())
     prompts, answers = make_round()
     logged: dict[str, float] = {}
     found = reward(prompts, answers, logged.__setitem__, max_length=40)
@@ -114,7 +93,7 @@ def test_cut_rows_share_nothing_and_are_counted():
 
 
 def test_conversations():
-    reward = ClassifierReward(make_judge(), make_tokenizer())
+    reward = ClassifierReward(make_classifier(), make_tokenizer())
     texts, answers = make_round()
     prompts = [[{"role": "user", "content": text}] for text in texts]
     completions = [[{"role": "assistant", "content": text}] for text in answers]
@@ -128,7 +107,7 @@ def test_a_token_at_the_border_may_be_of_prompt_and_answer():
     inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[("?", "b")]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>")
-    reward = ClassifierReward(make_judge(), tokenizer)
+    reward = ClassifierReward(make_classifier(), tokenizer)
     prompts, answers = ["The sky?"] * 4, ["blue", "bright", "red", ""]
     assert reward._encode(prompts[0], answers[0], append_eos=False)[7] == vocabulary["?b"]
     reward.sharing()
@@ -142,7 +121,7 @@ def test_padding_that_is_the_end_of_text(append_eos):
     """The plain class reads the last token that is not padding, whatever is behind it; a text of padding alone too."""
     tokenizer = make_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
-    reward = ClassifierReward(make_judge(), tokenizer)
+    reward = ClassifierReward(make_classifier(), tokenizer)
     prompts, answers = make_round()
     prompts, answers = [*prompts, "", "", "a"], [*answers, "", "<|im_end|><|im_end|>", "<|im_end|>b"]
     found = reward(prompts, answers, append_eos=append_eos)
@@ -151,11 +130,11 @@ def test_padding_that_is_the_end_of_text(append_eos):
 
 
 def test_the_classifier_stays_as_it_is():
-    model = make_judge()
+    model = make_classifier()
     before, state = set(vars(model)), {name: value.clone() for name, value in model.state_dict().items()}
     ClassifierReward(model, make_tokenizer())(*make_round())
     assert set(vars(model)) == before
-    assert model.config._attn_implementation == make_judge().config._attn_implementation
+    assert model.config._attn_implementation == make_classifier().config._attn_implementation
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
@@ -177,7 +156,7 @@ def test_an_encoder_runs_in_plain_rows_and_says_so_once(warnings_shown):
 
 def test_a_forward_of_its_own_counts(warnings_shown):
     """Somebody changed what the model says: then nobody else knows how it comes about."""
-    model = make_judge()
+    model = make_classifier()
     plain = model.forward
 
     def doubled(*args, **kwargs):
@@ -194,7 +173,7 @@ def test_a_forward_of_its_own_counts(warnings_shown):
 
 
 def test_the_switch_is_an_option_of_the_reward():
-    model = make_judge()
+    model = make_classifier()
     found = {}
     for layout in ("auto", "off"):
         scorer = Scorer(
@@ -208,4 +187,4 @@ def test_the_switch_is_an_option_of_the_reward():
 
 def test_an_unknown_layout_is_refused():
     with pytest.raises(ValueError, match=r"prefix_sharing='yes'; allowed: auto, tree, cache, off"):
-        ClassifierReward(make_judge(), make_tokenizer())(["a"], ["b"], prefix_sharing="yes")
+        ClassifierReward(make_classifier(), make_tokenizer())(["a"], ["b"], prefix_sharing="yes")

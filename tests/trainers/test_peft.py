@@ -74,7 +74,9 @@ def own_logps(model, trainer) -> torch.Tensor:
     return torch.tensor([plain_logps(model, batch, row) for row in range(len(batch))])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.gallery) if k in ("rslora", "copy") else k for k in KINDS]
+)
 def test_trained_saved_read_and_merged(kind, tmp_path):
     """`save_model` writes what plain PEFT reads; merged, a plain model gives the same log-probs."""
     trainer = make_trainer(tmp_path, untied(), peft_config=KINDS[kind])

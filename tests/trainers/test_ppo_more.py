@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "invariants"))
 sys.path.insert(0, str(Path(__file__).parent))
 from online_training import ending_model, make_prompts, step_lines
 from ppo_training import make_ppo_trainer, value_model
-from test_ppo import Recorder
+from test_grpo import Recorder
 from training import relative_distance, step_gradients
 
 from burnish.generation.native import NativeGenerator

@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "invariants"))
 sys.path.insert(0, str(Path(__file__).parent))
 from online_training import ending_model, make_prompts, near_wanted, step_lines
 from ppo_training import make_ppo_trainer, value_model
-from test_ppo import Recorder, parts
+from test_grpo import Recorder
+from test_ppo import parts
 from training import relative_distance, step_gradients
 
 from burnish.runtime.rundir import read_events

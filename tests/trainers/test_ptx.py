@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "resume"))
 sys.path.insert(0, str(Path(__file__).parent))
 from online_training import ending_model, make_prompts, near_wanted, step_lines
 from ppo_training import make_ppo_trainer, repeatable
-from test_grpo import token_logps
-from test_ppo import Recorder, parts
+from test_grpo import Recorder, token_logps
+from test_ppo import parts
 from test_resume import StopAfter, weights_of
 from training import relative_distance, step_gradients
 
@@ -63,21 +63,19 @@ def test_every_step_has_other_rows(tmp_path):
     assert drawn[:7] != drawn[7:14]
 
 
-@pytest.mark.parametrize("cut", [(4, 4, 1, None), (16, 1, 4, 60)], ids=["micro-batches", "token budget"])
-def test_gradients_do_not_depend_on_micro_batches(tmp_path, cut):
+def test_gradients_do_not_depend_on_micro_batches(tmp_path):
     """4 supervised rows a step, however it is split: 1 beside each of 4 micro-batches, or with the first part."""
-    rows, accumulation, beside, budget = cut
-    options = {"max_steps": 3, "token_budget": budget}
     whole = make(tmp_path / "whole", max_steps=3)
     gradients, lines = step_gradients(whole), step_lines(whole)
-    trainer = make(
-        tmp_path / "cut", per_device_train_batch_size=rows, gradient_accumulation_steps=accumulation,
-        ptx_batch_size=beside, **options,
-    )  # fmt: skip
-    for mine, reference in zip(step_gradients(trainer), gradients, strict=True):
-        assert relative_distance(mine, reference) < 1e-12
-    for mine, reference in zip(step_lines(trainer), lines, strict=True):
-        assert repeatable(mine) == pytest.approx(repeatable(reference), rel=1e-9, abs=1e-9)
+    for rows, accumulation, beside, budget in ((4, 4, 1, None), (16, 1, 4, 60)):
+        trainer = make(
+            tmp_path / f"cut_{rows}", max_steps=3, per_device_train_batch_size=rows, ptx_batch_size=beside,
+            gradient_accumulation_steps=accumulation, token_budget=budget,
+        )  # fmt: skip
+        for mine, reference in zip(step_gradients(trainer), gradients, strict=True):
+            assert relative_distance(mine, reference) < 1e-12, f"{rows} rows"
+        for mine, reference in zip(step_lines(trainer), lines, strict=True):
+            assert repeatable(mine) == pytest.approx(repeatable(reference), rel=1e-9, abs=1e-9), f"{rows} rows"
 
 
 @pytest.mark.gallery

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from burnish import LossOutput, PairScores, RewardConfig, RewardTrainer, reward_loss
 from burnish.data.errors import DataError
 from burnish.runtime.rundir import read_events
-from conftest import make_rows, make_tokenizer
+from conftest import TINY, make_rows, make_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "invariants"))
@@ -25,11 +25,7 @@ from training import relative_distance, step_gradients
 
 FAMILIES = ("Llama", "Qwen2", "Gemma3Text")
 LORA = {"type": "lora", "r": 4, "target_modules": ["q_proj", "down_proj"]}
-SMALL = {
-    "vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256, "initializer_range": 0.2,
-    "pad_token_id": 2, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+SMALL = {**TINY, "head_dim": 8, "max_position_embeddings": 256, "pad_token_id": 2}
 
 
 def save_causal(directory: Path, family: str = "Llama") -> str:
