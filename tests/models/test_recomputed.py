@@ -136,6 +136,7 @@ def test_wrappers_of_torch():
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_flex_attention(monkeypatch):
     """The attention of CUDA, by the formula that torch has for a CPU."""
     monkeypatch.setitem(TREE_ATTENTIONS, "cpu", TreeAttention(flex.NAME, keeps_scores=False))

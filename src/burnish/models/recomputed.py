@@ -27,6 +27,21 @@ def recomputes(trunk: nn.Module) -> bool:
     return any(vars(module).get("gradient_checkpointing") or OF_TORCH in vars(module) for module in trunk.modules())
 
 
+def checkpoint_of(layer: nn.Module) -> Checkpoint | None:
+    """By what the forward of a layer of transformers runs its own computation; None if that runs once.
+
+    Before transformers 5.23 it is not the forward that does so, but what calls it.
+    """
+    is_called_so = "__call__" in vars(GradientCheckpointingLayer)
+    is_on = layer.training and vars(layer).get("gradient_checkpointing")
+    return vars(layer)[OF_TRANSFORMERS] if is_on and not is_called_so else None
+
+
+def without_checkpointing(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The computation of a class of layers, around which transformers puts checkpointing."""
+    return vars(forward).get("__wrapped__", forward)
+
+
 @contextmanager
 def also_when_recomputed(trunk: nn.Module, surroundings: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
     """What runs of the trunk while this is open, and again in the backward pass, runs in these surroundings each time.
