@@ -135,6 +135,7 @@ def test_wrappers_of_torch():
     assert seen == [attention.NAME] * 2
 
 
+@pytest.mark.gallery
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_flex_attention(monkeypatch):
@@ -194,7 +195,7 @@ def test_a_wrong_gradient_is_found_at_the_start():
 def test_a_cache_is_for_passes_without_gradient():
     """transformers drops it in layers that run again; scores of a reference still share."""
     sharing = choose_sharing(trunk_of(make_family("gemma2")), gradient_checkpointing=True)
-    assert (sharing.layout, sharing.recomputed) == ("cache", "rows")
+    assert (sharing.layout, sharing.recomputed, sharing.trained) == ("cache", "rows", "rows")
     assert sharing.line().endswith("Not cache under gradient checkpointing: transformers drops it there.")
 
 

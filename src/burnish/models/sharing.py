@@ -58,6 +58,11 @@ class Sharing:
     device: str = "cpu"
     recomputed: str | None = None
 
+    @property
+    def trained(self) -> str:
+        """The layout of passes with a gradient."""
+        return self.recomputed or self.layout
+
     def line(self) -> str:
         """For the console and the report."""
         how = TREE_ATTENTIONS[self.device].words if self.layout == "tree" else ""
