@@ -7,8 +7,10 @@ import shutil
 
 import pytest
 import torch
+from test_recomputed import attentions_of, checkpoint
 from test_sharing import assert_same, gradients, make_batch, make_family
 
+from burnish.models import attention
 from burnish.models.compiled import compile_layers, compiled_line
 from burnish.models.forward import forward, install_forward
 from burnish.models.introspect import UnsupportedModelError
@@ -107,7 +109,26 @@ def test_the_line_says_what_is_left_out():
     assert "layout cache runs all that share a prompt on one" in compiled_line(2, backend="eager", layout="cache")
 
 
+@pytest.mark.parametrize("kind", ["llama", pytest.param("gemma3_text", marks=pytest.mark.gallery)])
+def test_layers_that_run_again_over_a_tree(kind, graphs):
+    """What is compiled runs again as well, with its attention between; other lengths are traced no second time."""
+    model = make_family(kind)
+    install_forward(model, prefix_sharing="tree", gradient_checkpointing=True)
+    batches = [make_batch(), make_batch(*OTHER)]
+    exact = [gradients(model, batch) for batch in batches]
+    compile_layers(model, backend=counting(graphs))
+    checkpoint(model)
+    seen = attentions_of(model)
+    assert_same(gradients(model, batches[0]), exact[0])
+    num_graphs = len(graphs)
+    assert num_graphs > 0
+    assert seen == [attention.NAME] * 2
+    assert_same(gradients(model, batches[1]), exact[1])
+    assert len(graphs) == num_graphs
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("checkpoints", [False, True])
 @pytest.mark.parametrize(
     "backend",
     [
@@ -118,11 +139,13 @@ def test_the_line_says_what_is_left_out():
         ),
     ],
 )
-def test_backends(backend):
+def test_backends(backend, checkpoints):
     """With a backward pass that is compiled too."""
     torch._dynamo.reset()
     model = make_model()
-    install_forward(model)
+    install_forward(model, gradient_checkpointing=checkpoints)
     exact = gradients(model, make_batch())
+    if checkpoints:
+        checkpoint(model)
     compile_layers(model, backend=backend)
     assert_same(gradients(model, make_batch()), exact)

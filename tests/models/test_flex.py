@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from test_recomputed import checkpoint
 from test_sharing import assert_same, gradients, make_batch, make_family
 from torch.nn.attention import flex_attention as torch_flex
 
@@ -129,14 +130,18 @@ def test_compiled_kernel_on_a_cpu(monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel with a gradient is compiled for a CUDA device")
+@pytest.mark.parametrize("checkpoints", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 5e-2)], ids=str)
-def test_compiled_kernel_on_cuda(dtype, tolerance):
+def test_compiled_kernel_on_cuda(dtype, tolerance, checkpoints):
     """The layout that a CUDA device takes has the states and gradients of plain rows."""
     model = make_model(hidden_size=64).to("cuda", dtype)
     batch = make_batch().to("cuda")
     install_forward(model, prefix_sharing="off")
     exact = gradients(model, batch)
-    assert install_forward(model).line().endswith("(layout tree, flex attention).")
+    sharing = install_forward(model, gradient_checkpointing=checkpoints)
+    assert (sharing.layout, sharing.trained) == ("tree", "tree"), sharing.line()
+    if checkpoints:
+        checkpoint(model)
     for name, found in gradients(model, batch).items():
         scale = float(exact[name].abs().max().clamp(min=1e-3))
         torch.testing.assert_close(found / scale, exact[name] / scale, atol=tolerance, rtol=0, msg=name)

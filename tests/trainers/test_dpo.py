@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from burnish import DPOConfig, DPOTrainer, LossOutput, PolicyTrainer, preference_loss
+from burnish.models import attention
+from burnish.models.introspect import trunk_of
 from burnish.runtime.guard import DivergedError
 from burnish.runtime.rundir import read_events, read_metrics
 from conftest import make_model, make_rows, make_tokenizer
@@ -269,12 +271,21 @@ def test_policy_trainer_is_abstract():
 
 
 def test_gradient_checkpointing_gives_the_same_gradient(tmp_path):
-    losses = []
+    """With shared prompts in both, and the run says so."""
+    losses, lines, attentions = [], [], []
     for on in (False, True):
         trainer = make_trainer(tmp_path / str(on), gradient_checkpointing=on)
+        trunk = trunk_of(trainer.policy)
+        trunk.layers[0].self_attn.register_forward_pre_hook(
+            lambda part, _: attentions.append((part.config._attn_implementation, torch.is_grad_enabled()))
+        )
         trainer.train()
         losses.append([line["grad_norm"] for line in trainer.state.log_history if "grad_norm" in line])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-6)  # it runs plain rows, whose norms round differently
+        lines += [event["message"] for event in events(tmp_path / str(on), "layout")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    assert lines[0].endswith("(layout tree).")
+    assert lines[1].endswith("(layout tree), under gradient checkpointing too.")
+    assert {name for name, has_gradient in attentions if has_gradient} == {attention.NAME}
 
 
 def test_report_to_tensorboard(tmp_path):

@@ -30,19 +30,20 @@ SETTINGS = {
 }
 
 
-def gradients_and_calls(directory: Path, **options):
+def gradients_and_calls(directory: Path, prefix_sharing: str = "off", **options):
     """The gradients of a short training, and how often its first layer ran."""
-    trainer = make_trainer(directory, rows=make_rows(8), ref_seed=None, prefix_sharing="off", **options)
+    trainer = make_trainer(directory, rows=make_rows(8), ref_seed=None, prefix_sharing=prefix_sharing, **options)
     calls = []
     layer = plain_model(trainer.model).model.layers[0]
     layer.mlp.register_forward_pre_hook(lambda *_: calls.append(trainer.model.training))
     return step_gradients(trainer), sum(calls)
 
 
+@pytest.mark.parametrize("layout", ["off", "tree"])
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_the_gradient_is_that_of_kept_activations(tmp_path, adapter, setting):
-    options = {"peft": ADAPTERS[adapter]}
+def test_the_gradient_is_that_of_kept_activations(tmp_path, adapter, setting, layout):
+    options = {"peft": ADAPTERS[adapter], "prefix_sharing": layout}
     kept, calls = gradients_and_calls(tmp_path / "kept", **options)
     again, more_calls = gradients_and_calls(tmp_path / "again", **options, **SETTINGS[setting])
     assert len(kept) == len(again) == 2

@@ -9,6 +9,7 @@ and at each token.
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from transformers import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from burnish.models.introspect import UnsupportedModelError, layer_kinds, trunk_of
+from burnish.models.recomputed import checkpoint_of, without_checkpointing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -81,12 +83,21 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def _forward_of(cls: type[nn.Module], *, backend: str, mode: str | None) -> Any:
-    """The forward of a class of layers: its own with a cache, else compiled once for all of them."""
+    """The forward of a class of layers: its own with a cache, else compiled once for all of them.
+
+    Gradient checkpointing is a part of the graph, except over a tree, whose attention lies between two graphs: there
+    it is around them.
+    """
     own = cls.forward
-    compiled = torch.compile(own, dynamic=True, backend=backend, mode=mode)
+    compile_it = partial(torch.compile, dynamic=True, backend=backend, mode=mode)
+    compiled, compiled_inside = compile_it(own), compile_it(without_checkpointing(own))
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        has_cache = any(isinstance(item, Cache) for item in (*args, *kwargs.values()))
-        return (own if has_cache else compiled)(self, *args, **kwargs)
+        if any(isinstance(item, Cache) for item in (*args, *kwargs.values())):
+            return own(self, *args, **kwargs)
+        checkpoint = None if kwargs.get("token_tree") is None else checkpoint_of(self)
+        if checkpoint is None:
+            return compiled(self, *args, **kwargs)
+        return checkpoint(partial(compiled_inside, self, **kwargs), *args)
 
     return forward

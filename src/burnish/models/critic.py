@@ -55,6 +55,7 @@ class ActorCritic(nn.Module):
         critic: a model of its own, or a `ValueHead` on the policy's trunk.
         prefix_sharing: how a critic of its own runs prompts that several completions share; see `choose_sharing`.
         lean_activations: whether the layers of a critic of its own keep less; see `install_lean`.
+        gradient_checkpointing: they will be computed again in the backward pass.
     """
 
     def __init__(
@@ -64,11 +65,17 @@ class ActorCritic(nn.Module):
         *,
         prefix_sharing: str = "auto",
         lean_activations: str = "auto",
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.policy, self.critic = policy, critic
         if not self.shares_trunk:
-            install_values(plain_model(critic), prefix_sharing=prefix_sharing, lean_activations=lean_activations)
+            install_values(
+                plain_model(critic),
+                prefix_sharing=prefix_sharing,
+                lean_activations=lean_activations,
+                gradient_checkpointing=gradient_checkpointing,
+            )
 
     @property
     def shares_trunk(self) -> bool:

@@ -30,13 +30,20 @@ NEEDS = (*STATISTICS, "hidden", "divergence", "aux_loss")
 AS_TEACHER = frozenset({"teacher"})
 
 
-def install_forward(model: PreTrainedModel, *, prefix_sharing: str = "auto", lean_activations: str = "auto") -> Sharing:
+def install_forward(
+    model: PreTrainedModel,
+    *,
+    prefix_sharing: str = "auto",
+    lean_activations: str = "auto",
+    gradient_checkpointing: bool = False,
+) -> Sharing:
     """Teach a causal model to score a `TokenBatch`. Its weights, checkpoints and other calls do not change.
 
     Args:
         model: not wrapped.
         prefix_sharing: how prompts that several completions share are run; see `choose_sharing`.
         lean_activations: whether layers keep less for the backward pass; see `install_lean`.
+        gradient_checkpointing: it will be trained so; `choose_sharing` then finds out how prompts are run there.
 
     Returns:
         How they are run.
@@ -47,7 +54,7 @@ def install_forward(model: PreTrainedModel, *, prefix_sharing: str = "auto", lea
     """
     spec, router = inspect_head(model), inspect_router(model)
     install_lean(trunk_of(model), lean_activations)
-    sharing = choose_sharing(trunk_of(model), prefix_sharing)
+    sharing = choose_sharing(trunk_of(model), prefix_sharing, gradient_checkpointing=gradient_checkpointing)
     own_forward = type(model).forward
 
     @functools.wraps(own_forward)  # generate() reads the signature

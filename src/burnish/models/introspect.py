@@ -106,12 +106,6 @@ def sliding_windows(trunk: nn.Module) -> list[int]:
     return [window] * num_layers
 
 
-def recomputes(trunk: nn.Module) -> bool:
-    """Activations of the trunk are computed again in the backward pass (gradient checkpointing)."""
-    names = ("is_activation_checkpointing", "is_gradient_checkpointing")  # renamed in transformers 5.23
-    return next((bool(getattr(trunk, name)) for name in names if hasattr(type(trunk), name)), False)
-
-
 def norm_epsilon(module: nn.Module) -> float | None:
     """The epsilon of a module that has one, and a weight (H,), and nothing else; None for others."""
     own = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ from transformers import DynamicCache
 from burnish.models import attention, flex
 from burnish.models.attention import attention_of
 from burnish.models.introspect import places_tokens
+from burnish.models.recomputed import also_when_recomputed
 from burnish.models.tree import make_tree
 from burnish.models.vision import image_inputs
 
@@ -141,10 +143,14 @@ def run_cache(trunk: nn.Module, batch: TokenBatch, *, output_router_logits: bool
 def run_tree(
     trunk: nn.Module, batch: TokenBatch, *, output_router_logits: bool = False, tree: TokenTree | None = None
 ) -> RowOutputs:
-    """Prompts and completions as one row of real tokens; `tree` is the batch's, made if None."""
+    """Prompts and completions as one row of real tokens; `tree` is the batch's, made if None.
+
+    Layers that are computed again in the backward pass have the tree among their arguments, and its attention again.
+    """
     tree = make_tree(batch) if tree is None else tree
     wanted: dict[str, Any] = {"output_router_logits": True} if output_router_logits else {}
-    with attention_of(trunk, TREE_ATTENTIONS[batch.prompt_ids.device.type].name):
+    over_trees = partial(attention_of, trunk, TREE_ATTENTIONS[batch.prompt_ids.device.type].name)
+    with over_trees(), also_when_recomputed(trunk, over_trees):
         outputs = trunk(
             input_ids=tree.input_ids(batch),
             position_ids=tree.position_ids(),

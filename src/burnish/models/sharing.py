@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +14,17 @@ from burnish.models.introspect import (
     layer_kinds,
     num_dropouts,
     places_tokens,
-    recomputes,
     sliding_windows,
     takes_attention,
 )
 from burnish.models.layout import LAYOUTS, TREE_ATTENTIONS, RowOutputs, run_rows, run_tree
 from burnish.models.lean import keeping_less
+from burnish.models.recomputed import recomputes, recomputing
 from burnish.models.tree import make_tree
 from burnish.types import TokenBatch
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 TOLERANCE, LOW_PRECISION_TOLERANCE = 1e-4, 5e-2
 SHARING = ("auto", "tree", "cache", "off")
@@ -34,6 +35,11 @@ KINDS = {
 }
 MAX_SCORES = 1 << 26  # of one layer's attention over a tree, 256 MB in float32
 MIN_SAVED = 0.05
+# What the line about the layout says of gradient checkpointing.
+CHECKPOINTED = {
+    "tree": "under gradient checkpointing too",
+    "rows": "and under gradient checkpointing anew for each of them (layout rows)",
+}
 
 
 @dataclass(frozen=True)
@@ -44,11 +50,18 @@ class Sharing:
         layout: `tree`, `cache` or `rows`.
         reason: why not a faster one; empty if there is none.
         device: the type of the device on which that was found out.
+        recomputed: the layout under gradient checkpointing, `tree` or `rows`; None if nobody asked, and rows then.
     """
 
     layout: str
     reason: str = ""
     device: str = "cpu"
+    recomputed: str | None = None
+
+    @property
+    def trained(self) -> str:
+        """The layout of passes with a gradient."""
+        return self.recomputed or self.layout
 
     def line(self) -> str:
         """For the console and the report."""
@@ -58,7 +71,10 @@ class Sharing:
             "cache": "A prompt is computed once for all of its answers (layout cache).",
             "rows": "A prompt is computed anew for each of its answers (layout rows).",
         }
-        return words[self.layout] + (f" {self.reason}" if self.reason else "")
+        line = words[self.layout]
+        if self.recomputed is not None and self.layout != "rows":
+            line = f"{line[:-1]}, {CHECKPOINTED[self.recomputed]}."
+        return line + (f" {self.reason}" if self.reason else "")
 
 
 PLAIN = Sharing("rows")
@@ -69,7 +85,8 @@ def run_trunk(
 ) -> RowOutputs:
     """The trunk over a batch, in the layout that the model takes, or in plain rows where that saves nothing.
 
-    Plain rows too where activations are computed again in the backward pass, where dropout is on, or with images.
+    Plain rows too where dropout is on, with images, and where activations are computed again in the backward pass
+    unless `sharing` says otherwise.
 
     Args:
         trunk: of a causal model.
@@ -77,21 +94,18 @@ def run_trunk(
         sharing: of `choose_sharing`.
         output_router_logits: also what the routers of a mixture of experts say.
     """
-    name = sharing.layout
-    if name != "rows" and not _may_share(trunk, batch):
-        name = "rows"
-    if name == "tree" and (batch.prompt_ids.device.type != sharing.device or not _fits(trunk, batch)):
-        name = "cache"
     with keeping_less(trunk):
-        return LAYOUTS[name](trunk, batch, output_router_logits=output_router_logits)
+        return LAYOUTS[_layout(trunk, batch, sharing)](trunk, batch, output_router_logits=output_router_logits)
 
 
-def choose_sharing(trunk: nn.Module, wanted: str = "auto") -> Sharing:
+def choose_sharing(trunk: nn.Module, wanted: str = "auto", *, gradient_checkpointing: bool = False) -> Sharing:
     """The fastest layout that gives this trunk's own numbers, or the one that is wanted.
 
     Args:
         trunk: of a causal model, on its device.
         wanted: `auto`; `off` for plain rows; `tree` or `cache`.
+        gradient_checkpointing: find out as well how it runs where activations are computed again in the backward pass;
+            also found out if they are already.
 
     Raises:
         ValueError: another word, or a layout that changes what the trunk computes.
@@ -102,18 +116,36 @@ def choose_sharing(trunk: nn.Module, wanted: str = "auto") -> Sharing:
         return Sharing("rows", "prefix_sharing is off.")
     reason = ""
     for name in ("tree", "cache") if wanted == "auto" else (wanted,):
-        problem = _problem(trunk, name)
-        if not problem:
-            return Sharing(name, reason, _device(trunk).type)
-        reason = f"Not {name}: {problem}."
+        if problem := _problem(trunk, name):
+            reason = f"Not {name}: {problem}."
+            continue
+        found = Sharing(name, reason, _device(trunk).type)
+        if not (gradient_checkpointing or recomputes(trunk)):
+            return found
+        if not (problem := _recomputed_problem(trunk, name)):
+            return replace(found, recomputed=name)
+        reason = f"Not {name} under gradient checkpointing: {problem}."
+        if wanted != "tree":
+            return replace(found, recomputed="rows", reason=f"{found.reason} {reason}".lstrip())
     if wanted != "auto":
         raise ValueError(f"prefix_sharing={wanted!r}: {reason} Set prefix_sharing='auto', or 'off'")
     return Sharing("rows", reason)
 
 
+def _layout(trunk: nn.Module, batch: TokenBatch, sharing: Sharing) -> str:
+    """The layout of one batch."""
+    is_recomputed = trunk.training and recomputes(trunk)
+    name = (sharing.recomputed or "rows") if is_recomputed else sharing.layout
+    if name == "rows" or not _may_share(trunk, batch):
+        return "rows"
+    if name == "tree" and (batch.prompt_ids.device.type != sharing.device or not _fits(trunk, batch)):
+        return "rows" if is_recomputed else "cache"
+    return name
+
+
 def _may_share(trunk: nn.Module, batch: TokenBatch) -> bool:
     """Whether another layout than rows is right for this batch, and saves something."""
-    if batch.extra or (trunk.training and (recomputes(trunk) or num_dropouts(trunk))):
+    if batch.extra or (trunk.training and num_dropouts(trunk)):
         return False
     if not bool(batch.prompt_mask.any(1).all()):
         return False
@@ -142,8 +174,18 @@ def _problem(trunk: nn.Module, name: str) -> str:
         return "its attention cannot be replaced"
     if name == "tree" and _device(trunk).type not in TREE_ATTENTIONS:
         return f"there is no attention over a tree for {_device(trunk).type}"
+    return _found(partial(_difference, trunk, name))
+
+
+def _recomputed_problem(trunk: nn.Module, name: str) -> str:
+    """Why a layout that is right for a trunk is not under gradient checkpointing, or an empty string."""
+    return _found(partial(_recomputed_difference, trunk)) if name == "tree" else "transformers drops it there"
+
+
+def _found(compare: Callable[[], str]) -> str:
+    """What a comparison finds, or what keeps it from running."""
     try:
-        return _difference(trunk, name)
+        return compare()
     except (TypeError, ValueError, NotImplementedError, AttributeError, RuntimeError, IndexError) as error:
         return f"it cannot run so ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
 
@@ -164,11 +206,47 @@ def _difference(trunk: nn.Module, name: str) -> str:
     if name == "tree" and tree.windows != sliding_windows(trunk):
         return "its layers do not say what their sliding windows are"
     there = torch.cat([torch.ones_like(batch.completion_mask[:, :1]), batch.completion_mask], dim=1)
-    difference = float((found - exact)[there].double().norm() / exact[there].double().norm().clamp(min=1e-12))
+    return _apart(found[there], exact[there], "hidden states differ from those of plain rows")
+
+
+def _recomputed_difference(trunk: nn.Module) -> str:
+    """What differs between the gradients of a tree whose layers are computed again and not, or an empty string."""
+    with evaluation_mode(trunk):
+        exact = _gradient(trunk)
+        with recomputing(trunk) as num_layers:
+            found = _gradient(trunk)
+    if not num_layers:
+        return "it has no layers that can be computed again"
+    return _apart(found, exact, "gradients differ from those of activations that are kept")
+
+
+def _gradient(trunk: nn.Module) -> Tensor:
+    """Of the states of a made-up tree, each with another factor, for the embeddings of its tokens: (1, S, H)."""
+    inputs: list[Tensor] = []
+
+    def begin_here(module: nn.Module, args: Any, states: Tensor) -> Tensor:
+        del module, args
+        inputs.append(states.detach().requires_grad_())
+        return inputs[-1]
+
+    embeddings: Any = trunk.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+    hook = embeddings.register_forward_hook(begin_here)
+    try:
+        with torch.enable_grad(), keeping_less(trunk):
+            hidden = run_tree(trunk, _probe(trunk)).hidden
+    finally:
+        hook.remove()
+    factors = torch.arange(hidden.numel(), device=hidden.device).cos().view_as(hidden)
+    return torch.autograd.grad(hidden, inputs[0], factors.to(hidden.dtype))[0]
+
+
+def _apart(found: Tensor, exact: Tensor, words: str) -> str:
+    """By how much two tensors differ, or an empty string if that is their precision."""
+    difference = float((found - exact).double().norm() / exact.double().norm().clamp(min=1e-12))
     is_wide = exact.dtype in (torch.float32, torch.float64)
     if difference <= (TOLERANCE if is_wide else LOW_PRECISION_TOLERANCE):
         return ""
-    return f"hidden states differ from those of plain rows by {difference:.0e} of their size"
+    return f"{words} by {difference:.0e} of their size"
 
 
 def _probe(trunk: nn.Module) -> TokenBatch:

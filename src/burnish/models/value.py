@@ -44,13 +44,20 @@ HEAD_INITS: Mapping[str, Callable[[int], float]] = {
 }
 
 
-def install_values(model: PreTrainedModel, *, prefix_sharing: str = "auto", lean_activations: str = "auto") -> Sharing:
+def install_values(
+    model: PreTrainedModel,
+    *,
+    prefix_sharing: str = "auto",
+    lean_activations: str = "auto",
+    gradient_checkpointing: bool = False,
+) -> Sharing:
     """Teach a sequence classifier to score a `TokenBatch`. Its weights, checkpoints and other calls do not change.
 
     Args:
         model: a trunk and a head `score` of one label. Install before `accelerator.prepare`.
         prefix_sharing: how prompts that several completions share are run; see `choose_sharing`.
         lean_activations: whether layers keep less for the backward pass; see `install_lean`.
+        gradient_checkpointing: it will be trained so; `choose_sharing` then finds out how prompts are run there.
 
     Returns:
         How they are run.
@@ -62,7 +69,7 @@ def install_values(model: PreTrainedModel, *, prefix_sharing: str = "auto", lean
     own_forward = type(model).forward
     _check_head(model, functools.partial(own_forward, model))
     install_lean(trunk_of(model), lean_activations)
-    sharing = choose_sharing(trunk_of(model), prefix_sharing)
+    sharing = choose_sharing(trunk_of(model), prefix_sharing, gradient_checkpointing=gradient_checkpointing)
 
     @functools.wraps(own_forward)
     def forward_or_score(

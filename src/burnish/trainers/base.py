@@ -173,7 +173,12 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, P
 
     def install(self, model: PreTrainedModel, options: Any) -> Sharing:
         """Teach the plain model to score parcels, in place; how it runs prompts that several answers share."""
-        return install_forward(model, prefix_sharing=options.prefix_sharing, lean_activations=options.lean_activations)
+        return install_forward(
+            model,
+            prefix_sharing=options.prefix_sharing,
+            lean_activations=options.lean_activations,
+            gradient_checkpointing=bool(options.gradient_checkpointing),
+        )
 
     def find_end_tokens(self, given: Any, model: PreTrainedModel) -> tuple[int, ...]:
         """The tokens that end an answer, of the model that was given and the plain one that was made of it."""

@@ -181,6 +181,7 @@ class CriticMixin(Host):
             critic,
             prefix_sharing=self.args.prefix_sharing,
             lean_activations=self.args.lean_activations,
+            gradient_checkpointing=bool(self.args.gradient_checkpointing),
         )
         if self.own_critic is not None:
             compile_as_asked(self.own_critic, self.args)

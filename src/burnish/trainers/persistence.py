@@ -180,7 +180,7 @@ class PersistenceMixin(Host):
         return {
             "world_size": self.args.world_size,
             **({"adapters": settings} if (settings := adapter_settings(self.policy)) else {}),
-            "layout": self.sharing.layout,
+            "layout": self.sharing.trained,
             "lean": lean_modules(plain_model(self.policy)),
             "train_data": self.train_fingerprint(),
             **self.binding(),

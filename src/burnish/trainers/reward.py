@@ -139,7 +139,12 @@ class RewardTrainer(PolicyTrainer):
 
     def install(self, model: PreTrainedModel, options: RewardConfig) -> Sharing:
         """Trunk and head score a parcel in one call of the wrapped model; a prompt is computed once for its answers."""
-        return install_values(model, prefix_sharing=options.prefix_sharing, lean_activations=options.lean_activations)
+        return install_values(
+            model,
+            prefix_sharing=options.prefix_sharing,
+            lean_activations=options.lean_activations,
+            gradient_checkpointing=bool(options.gradient_checkpointing),
+        )
 
     def find_end_tokens(self, given: Any, model: PreTrainedModel) -> tuple[int, ...]:
         """Those of the causal model, which a classifier that was made of it does not know."""

@@ -123,11 +123,11 @@ class RunningMixin(Host):
         for name, report in self.data_reports.items():
             self.run.event("data", data_set=name, lines=report.lines())
         self._judge_bfloat16()
-        self.tell("layout", self.sharing.line(), show=bool(self.sharing.reason), layout=self.sharing.layout)
+        self.tell("layout", self.sharing.line(), show=bool(self.sharing.reason), layout=self.sharing.trained)
         plain = plain_model(self.policy)
         self.tell("lean", lean_line(plain), show=False, modules=lean_modules(plain))
         if self.num_compiled_layers:
-            self.tell("compile", self.compiled_line(), show=self.sharing.layout == "cache")
+            self.tell("compile", self.compiled_line(), show=self.sharing.trained == "cache")
         if line := adapter_line(self.policy):
             self.tell("adapter", line, show=False)
         if self.mixture is not None:
@@ -138,7 +138,7 @@ class RunningMixin(Host):
     def compiled_line(self) -> str:
         """What is compiled of the policy, of how many layers; for the console and the report."""
         return compiled_line(
-            self.num_compiled_layers, backend=self.args.torch_compile_backend, layout=self.sharing.layout
+            self.num_compiled_layers, backend=self.args.torch_compile_backend, layout=self.sharing.trained
         )
 
     def _judge_bfloat16(self) -> None:
