@@ -32,7 +32,7 @@ UNBUILT_DPO: dict[str, tuple[Any, ...]] = {
     "base_model_attribute_name": ("model",),
     "pad_token": (None,),
 }
-# Fields of TRL's ModelConfig -> where they are in a run file.
+# Fields of TRL's ModelConfig and ScriptArguments -> where they are in a run file.
 MODEL_CONFIG_FIELDS = {
     "use_peft": "peft",
     "lora_r": "peft.r",
@@ -49,6 +49,8 @@ MODEL_CONFIG_FIELDS = {
     "bnb_4bit_quant_type": "training.model_init_kwargs.quantization_config",
     "use_bnb_nested_quant": "training.model_init_kwargs.quantization_config",
     "model_name_or_path": "model",
+    "dataset_name": "data.train",
+    "dataset_streaming": "data.streaming",
     "model_revision": "training.model_init_kwargs.revision",
     "attn_implementation": "training.model_init_kwargs.attn_implementation",
     "dtype": "training.model_init_kwargs.dtype",

@@ -117,6 +117,16 @@ def test_options_that_only_the_lengths_refuse(write):
     assert "max_length=1 is not allowed" in problem
 
 
+def test_an_output_directory_that_is_a_file(write, tmp_path):
+    (tmp_path / "taken").write_text("")
+    for name in ("taken", "taken/run"):
+        found = check_up(write(GOOD), [f"output_dir={tmp_path / name}"])
+        assert found.storage_problems == (
+            f"training.output_dir: {tmp_path / 'taken'} is a file: name another directory",
+        )
+        assert found.exit_code == STORAGE
+
+
 def test_what_is_not_here_is_said(write):
     found = check_up(write("model: owner/model\ndata: {train: owner/rows}\n"))
     assert found.exit_code == OK

@@ -85,6 +85,22 @@ def test_dpo(workplace):
     assert values(wall(seen, "backward"))["total"] > 0
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        "precompute_ref_log_probs: true, precompute_ref_batch_size: 3",
+        "generate_during_eval: true, eval_strategy: steps, eval_steps: 2",
+        "lr_scheduler_type: reduce_lr_on_plateau, eval_strategy: steps, eval_steps: 2",
+        "eval_on_start: true, load_best_model_at_end: true, eval_strategy: steps, eval_steps: 2, save_steps: 2",
+    ],
+)
+def test_options_of_whole_runs_are_no_fault(workplace, options):
+    """What `burnish check` calls sound has a first micro-batch."""
+    text = (workplace / "dpo.yaml").read_text().replace("rows.jsonl}", "rows.jsonl, eval_rows: 4}")
+    (workplace / "dpo.yaml").write_text(text.replace("output_dir: run}", f"output_dir: run, {options}}}"))
+    assert wall(trace("dpo"), "compute_loss")
+
+
 def test_the_first_row_is_shown_from_file_to_tokens(workplace):
     seen = trace("dpo")
     given, prepared = seen.walls[:2]

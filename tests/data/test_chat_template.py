@@ -4,7 +4,9 @@ import datasets
 import pytest
 from datasets import disable_progress_bars
 
+from burnish.data.chat import open_prompt
 from burnish.data.errors import DataError
+from burnish.data.formats import ChatPreference
 from burnish.data.sources import load_rows
 from burnish.data.tokenize import prepare_preferences
 from burnish.data.truncate import TruncationPolicy
@@ -167,3 +169,32 @@ def test_what_the_template_does_not_read_is_in_the_report():
     rows = [{**ROW, "chosen": [{"role": "assistant", "content": "Blue.", "thinking": "It is day.", "name": "Bo"}]}]
     _, report = prepare(rows, make_tokenizer())
     assert report.ignored_columns == ("messages.name", "messages.thinking")
+
+
+WITHOUT_SYSTEM = CHAT_TEMPLATE.replace("for m in messages", "for m in messages if m.role != 'system'")
+SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
+
+
+@pytest.mark.parametrize(
+    "template", [CHAT_TEMPLATE, CHAT_TEMPLATE.replace("m['content']", "m['content'] | trim | upper")]
+)
+def test_turns_that_a_template_words_in_its_own_way_are_there(template):
+    tokenizer = make_tokenizer(template)
+    turns = [SYSTEM, {"role": "user", "content": " Sky? "}]
+    assert "ASSISTANT." in open_prompt(tokenizer, ChatPreference(turns, (), ())).upper()
+
+
+def test_a_turn_that_the_template_drops_is_a_problem_of_the_row():
+    """The last word of the system turn is in the text all the same: in the header of the answer."""
+    tokenizer = make_tokenizer(WITHOUT_SYSTEM)
+    rows = load_rows([ROW, {**ROW, "prompt": [SYSTEM, *ROW["prompt"]]}])
+    with pytest.raises(DataError, match="1 of 2 rows") as error:
+        prepare_preferences(rows, tokenizer, truncation=TruncationPolicy())
+    assert "row 1, column 'prompt': the chat template leaves out the text of the system turn" in str(error.value)
+
+
+def test_a_result_of_a_tool_that_the_template_drops_is_a_problem_of_the_row():
+    tokenizer = make_tokenizer(CHAT_TEMPLATE.replace("for m in messages", "for m in messages if m.role != 'tool'"))
+    answer = [ROW["chosen"][0], {"role": "tool", "content": "at noon"}, ROW["chosen"][0]]
+    with pytest.raises(DataError, match="column 'chosen': the chat template leaves out the text of the tool turn"):
+        prepare_preferences(load_rows([{**ROW, "chosen": answer}]), tokenizer, truncation=TruncationPolicy())

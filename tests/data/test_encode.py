@@ -89,6 +89,18 @@ def test_another_end_token_is_not_followed_by_eos():
     assert result.num_without_eos == 0
 
 
+@pytest.mark.parametrize("completion", [" b</s>", " b</s>\n", " b</s> \n\n"])
+def test_a_text_that_a_template_made_ends_once(completion):
+    """The white space behind its end token goes, as in a chat, instead of being trained before a second end token."""
+    tokenizer = merging_tokenizer()
+    result, _ = trained(tokenizer, "a", completion)
+    assert tokenizer.decode(result.ids) == "a b</s>"
+    assert result.mask == [False, True, True, True]
+    assert (result.num_template_removed, result.num_without_eos) == (len(completion) - len(" b</s>"), 0)
+    kept, _ = trained(tokenizer, "a", completion, keep_template_end=True)
+    assert tokenizer.decode(kept.ids) == f"a{completion}"
+
+
 def test_straddling_token_is_counted_and_not_trained():
     """'bc' is one token on both sides of the boundary."""
     result, tokens = trained(merging_tokenizer(("b", "c")), "ab", "cd")

@@ -202,7 +202,9 @@ def text_slots(row):
         if isinstance(value, str):
             yield (column,)
         for index, turn in enumerate(value) if isinstance(value, list) else [(None, value)]:
-            if isinstance(turn, dict) and "tool_calls" not in turn and turn.get("role") != "tool":
+            if not isinstance(turn, dict) or "system" in (turn.get("role"), turn.get("from")):
+                continue
+            if "tool_calls" not in turn and turn.get("role") != "tool":
                 yield (column, index, "value" if "from" in turn else "content")
 
 

@@ -236,3 +236,17 @@ def test_tools_of_different_parameters_in_one_table(tmp_path, monkeypatch):
     assert '"arguments": {"at": "x"}' in texts[0]
     assert "null" in texts[1].split("a<|im_end|>")[0]
     assert '"arguments": {"day": "x"}' in texts[1]
+
+
+def test_a_system_turn_may_say_nothing():
+    """So templates are told that write a system turn of their own; without its content it is a fault all the same."""
+    system = {"role": "system", "content": ""}
+    assert read(system, {"role": "user", "content": "a"})[0] == [system, {"role": "user", "content": "a"}]
+    assert "is missing" in problem_of({"role": "system", "content": None}).problem
+    assert "is empty" in problem_of({"role": "user", "content": ""}).problem
+
+
+@pytest.mark.parametrize("value", ['[{"role": "user", "content": "a"}]', 5, {"turns": []}])
+def test_what_is_no_list_of_messages_is_named(value):
+    with pytest.raises(RowProblem, match=f"is {type(value).__name__}, not a list of messages"):
+        read_messages("messages", value, set())

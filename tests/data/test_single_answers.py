@@ -164,3 +164,18 @@ def test_check_finds_what_preparing_finds(kind):
     assert [(row.row, row.column) for row in report.bad_rows] == [(row.row, row.column) for row in found.bad_rows]
     assert found.num_answers == 1
     assert set(ROW_KINDS) == {"preferences", SUPERVISED, JUDGED}
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (
+            {"prompt": "a", "completion": "b", "labels": 1},
+            "no column that says which answers are good, did you mean 'lab",
+        ),
+        ({"prompt": "a", "completions": "b", "label": 1}, "no column with an answer, did you mean 'completions'"),
+    ],
+)
+def test_the_column_that_judged_rows_lack_is_named(row, said):
+    with pytest.raises(DataError, match=said):
+        prepare([row], JUDGED)

@@ -217,3 +217,34 @@ def test_a_stream_of_the_hub(monkeypatch):
     )
     assert list(load_stream("owner/name@v2")) == ROWS
     assert asked == [(("owner/name",), {"revision": "v2", "streaming": True})]
+
+
+def test_csv_says_true_and_false(tmp_path):
+    path = tmp_path / "judged.csv"
+    path.write_text("prompt,completion,label,tie\na,True,True,\nb,False,false,1\nc,x,good,0\n")
+    rows = load_rows(path).to_list()
+    assert [row["completion"] for row in rows] == ["True", "False", "x"]
+    assert [row["label"] for row in rows] == [True, False, "good"]
+    assert [row["tie"] for row in rows] == [None, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.jsonl", '{"prompt": "\u00e9"}'.encode("latin-1"), "codec can't decode"),
+        ("a.csv", "prompt\n\u00e9\n".encode("latin-1"), "codec can't decode"),
+        ("a.csv", b"", "No columns"),
+        ("a.csv", b"a,b\n1,2\n1,2,3\n", "Expected 2 fields in line 3, saw 3"),
+        ("a.jsonl.gz", b"{}", "Not a gzipped file"),
+        ("a.parquet", b"nothing", "smaller than the minimum file footer"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, reason):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match="cannot be read") as error:
+        load_rows(tmp_path / name)
+    assert str(tmp_path / name) in str(error.value)
+    assert reason in str(error.value)
+    if not name.endswith("parquet"):
+        with pytest.raises(DataError, match="cannot be read"):
+            list(load_stream(tmp_path / name))

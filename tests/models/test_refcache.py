@@ -36,6 +36,7 @@ KEY = CacheKey(
     batch_size=4,
     padding=1,
     images="",
+    layers="",
     device="cpu",
     versions="torch 2, transformers 5",
     code="c",

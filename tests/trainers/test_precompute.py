@@ -223,6 +223,8 @@ CHANGES = {
     "length": {"max_completion_length": 9},
     "reference": {"ref_seed": 2},
     "padding": {"pad_to_multiple_of": 8},
+    "layout": {"prefix_sharing": "off"},
+    "lean": {"lean_activations": "off"},
     "dtype": {"dtype": torch.float32},
     "autocast": {"dtype": torch.float32, "bf16": True},
 }

@@ -26,6 +26,7 @@ from burnish.generation.base import Prompt as GeneratorPrompt
 from burnish.generation.base import SamplingParams
 from burnish.generation.native import NativeGenerator
 from burnish.models.introspect import UnsupportedModelError, evaluation_mode, reads_images
+from burnish.models.padding import filling_id
 from burnish.models.vision import image_inputs, tokenizer_of
 from burnish.report.console import Answer
 from burnish.types import TokenBatch
@@ -132,7 +133,7 @@ def greedy_answers(
     """The most likely token at each position, up to an end token; under evaluation mode."""
     if not prompts:
         return []
-    pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else end_token_ids[0]
+    pad = filling_id(tokenizer, end_token_ids)
     params = SamplingParams(max_new_tokens=max_new_tokens, temperature=0, end_token_ids=tuple(end_token_ids))
     ids = _token_ids(model, prompts, params, pad)
     return [_answer(answer, tokenizer, set(end_token_ids)) for answer in ids]

@@ -17,6 +17,7 @@ from burnish.cli.estimates import (
     estimate_disk,
     estimate_memory,
     num_steps,
+    output_problem,
     plan_of,
 )
 from burnish.cli.methods import method_of
@@ -117,11 +118,13 @@ def check_up(path: str, overrides: Sequence[str] = ()) -> Checkup:
     sources = check_sources(document, examined.broken, truncation=truncation, drops=drops, size=size)
     data_problems = [problem for source in sources for problem in source.problems]
     data_problems += _split_problems(values, sources)
+    blocked = output_problem(values)
     found = Checkup(
         source=examined.source,
         runfile=None if problems else examined.runfile(),
         file_problems=tuple(problems),
         data_problems=tuple(data_problems),
+        storage_problems=() if blocked is None else (blocked,),
         sources=tuple(sources),
         size=size,
         lines=tuple(line for source in sources for line in source.lines),
@@ -158,7 +161,7 @@ def _with_estimates(
     full = f"training.output_dir: {disk.line}: {LESS_DISK}" if disk.is_too_much else None
     return replace(
         found,
-        storage_problems=() if full is None else (full,),
+        storage_problems=found.storage_problems if full is None else (*found.storage_problems, full),
         warnings=() if too_little is None else (too_little,),
         memory=memory,
         disk=disk,

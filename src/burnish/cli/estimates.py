@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -175,8 +176,7 @@ def estimate_disk(
         num_rows: rows that are trained on, if that is known.
     """
     training = training_of(document, values, num_tokens=0)
-    output = Path(values["output_dir"] or "runs").expanduser().absolute()
-    folder = next(parent for parent in (output, *output.parents) if parent.is_dir())
+    _, folder = output_place(values)
     num_parameters = size.num_parameters * (2 if has_own_critic(values) else 1)
     return DiskEstimate(
         checkpoint=checkpoint_bytes(num_parameters, training, is_model_only=values["save_only_model"]),
@@ -185,6 +185,22 @@ def estimate_disk(
         free=shutil.disk_usage(folder).free,
         folder=folder,
     )
+
+
+def output_place(values: Mapping[str, Any]) -> tuple[Path, Path]:
+    """The output directory, and the directory above it, or itself, that is there."""
+    output = Path(values["output_dir"] or "runs").expanduser().absolute()
+    return output, next(parent for parent in (output, *output.parents) if parent.is_dir())
+
+
+def output_problem(values: Mapping[str, Any]) -> str | None:
+    """Why nothing can be written into the output directory."""
+    output, folder = output_place(values)
+    if blocked := next((place for place in (output, *output.parents) if place.is_file()), None):
+        return f"training.output_dir: {blocked} is a file: name another directory"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"training.output_dir: nothing can be written into {folder}: name another directory"
+    return None
 
 
 def training_of(

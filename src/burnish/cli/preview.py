@@ -106,14 +106,10 @@ def preview_rows(runfile: RunFile, choose: Choice) -> Preview:
     args = make_config(**with_functions(runfile.training))
     sources = rows_by_source(load_data(runfile, args)[0])
     chosen = {name: choose(len(rows)) for name, rows in sources.items()}
-    processing_class = load_tokenizer(runfile.model, trust_remote_code=args.trust_remote_code)
+    loading = {"trust_remote_code": args.trust_remote_code, "init_kwargs": init_kwargs_of(args)}
+    processing_class = load_tokenizer(runfile.model, **loading)
     tokenizer = tokenizer_of(processing_class)
-    end_token_ids = load_end_token_ids(
-        runfile.model,
-        tokenizer,
-        trust_remote_code=args.trust_remote_code,
-        init_kwargs=init_kwargs_of(args),
-    )
+    end_token_ids = load_end_token_ids(runfile.model, tokenizer, **loading)
     options = {"processing_class": processing_class, "args": args, "end_token_ids": end_token_ids, "name": "these rows"}
     if not method.knows_rows:
         raise ValueError(f"the rows of {runfile.source} cannot be shown: {method.unread_rows}")

@@ -46,7 +46,7 @@ def option_values(document: Mapping[str, Any]) -> dict[str, Any]:
     options = training_schema(document)["properties"]
     values: dict[str, Any] = {name: option["default"] for name, option in options.items()}
     values |= {name: value for name, value in training.items() if name in values}
-    values |= {"peft": document.get("peft"), "rewards": rewards_of(document)}
+    values |= {"peft": document.get("peft"), "ref_model": document.get("ref_model"), "rewards": rewards_of(document)}
     return values | {f"data.{name}": (data or {}).get(name) for name in ("train", "streaming", "eval", "eval_rows")}
 
 

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from burnish.cli import ppo_rules
+from burnish.cli.reference_rules import reference_problems
 from burnish.cli.rollout_rules import rollout_problems
 from burnish.cli.rulebook import RULES, Values, option_values, path_of, rule
 from burnish.cli.sources import train_sources, unnamed_problem
 from burnish.cli.validate import Problem, is_function_name, training_schema
 from burnish.data.shares import read_weights
+from burnish.models.footprint import BYTES_OF
 from burnish.registry import closest
 
 __all__ = ["ppo_rules", "rule_problems"]  # the former's rules register themselves
@@ -28,6 +30,7 @@ def rule_problems(document: Mapping[str, Any], broken: set[str]) -> Iterator[Pro
         if set(each.keys) <= values.keys() and not wrong & set(each.keys) and (message := each.check(values)):
             yield Problem(path_of(each.keys[0]), message)
     yield from rollout_problems(values, schema, broken)
+    yield from reference_problems(values, schema, broken)
     if not broken & {"loss_type", "loss_kwargs"}:
         yield from _unread(values, schema, broken)
 
@@ -169,6 +172,15 @@ def _no_adapter(switch: str) -> None:
 
 for _switch in ("sync_ref_model", "ref_model_bema"):
     _no_adapter(_switch)
+
+
+@rule("model_init_kwargs")
+def _dtype_is_known(values: Values) -> str | None:
+    given = values["model_init_kwargs"]
+    dtype = given.get("dtype", given.get("torch_dtype")) if isinstance(given, Mapping) else None
+    if not isinstance(dtype, str) or dtype.removeprefix("torch.") in (*BYTES_OF, "auto"):
+        return None
+    return f'has the dtype "{dtype}"{closest(dtype, BYTES_OF) or ";"} known: {", ".join(BYTES_OF)}, auto'
 
 
 @rule("fp16", "bf16")

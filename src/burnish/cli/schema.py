@@ -248,6 +248,8 @@ def training_of(method: Method) -> dict[str, Any]:
         "x-facts": facts_of(trainer),
         "x-unbuilt": {name: list(values) for name, values in vars(config).get("unbuilt", {}).items()},
         "x-reference-free": [name for name in losses if losses[name].facts.get("reference") == "none"],
+        "x-reference-ratios": [name for name in losses if losses[name].facts.get("reference") == "ratios"],
+        "x-couples-rows": [name for name in losses if losses[name].facts.get("couples_rows")],
         "x-corrections": {name: _token_corrections() for name in losses if _corrects_itself(losses[name])},
         "x-losses": {name: sorted(losses[name].hyper_parameters) for name in losses},
     }

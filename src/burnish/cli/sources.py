@@ -12,11 +12,11 @@ from burnish.cli.functions import named_functions
 from burnish.cli.methods import method_of, unread_keys
 from burnish.cli.validate import Problem, is_function_name, load_schema
 from burnish.cli.yamlfile import KeyPath
+from burnish.models.embedded import PATH_STARTS
 from burnish.registry import closest
 from burnish.runtime.functions import missing_module
 
 RECIPE = "recipe:"
-PATH_STARTS = ("./", "../", "/", "~", ".\\", "..\\")
 
 
 def source_problems(document: Mapping[str, Any], broken: set[str]) -> Iterator[Problem]:

@@ -29,15 +29,17 @@ from burnish.trainers.witness import Witness, watched
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-# What belongs to a run and not to a micro-batch: files, evaluations, reports, and what is made of the whole data set.
+# What belongs to a run and not to a micro-batch: files, reports, and what is made of the whole data set. Evaluations
+# would come after it: their options stay, since others need them.
 LEFT_OUT = {
     "save_strategy": "no",
-    "eval_strategy": "no",
+    "eval_on_start": False,
     "load_best_model_at_end": False,
     "report_to": "none",
     "push_to_hub": False,
     "disable_tqdm": True,
     "precompute_ref_log_probs": False,
+    "precompute_ref_batch_size": None,
     "cpu_tuning": "off",
 }
 
@@ -92,8 +94,8 @@ def trace_run(runfile: RunFile) -> Trace:
         known = {field.name for field in fields(make_config)}
         left_out = {name: value for name, value in LEFT_OUT.items() if name in known}
         args = make_config(**{**with_functions(runfile.training), **left_out, "output_dir": directory})
-        rows, _ = load_data(runfile, args)
-        trainer = make_trainer(runfile, args, watched(trainer_class, witness), train_rows=rows)
+        rows, held_out = load_data(runfile, args)
+        trainer = make_trainer(runfile, args, watched(trainer_class, witness), train_rows=rows, held_out=held_out)
         stop = _StopAfterMicroBatch(runfile, trainer)
         trainer.add_callback(stop)
         with contextlib.suppress(MicroBatchEnd):

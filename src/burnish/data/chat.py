@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from burnish.data.errors import RowProblem
 from burnish.data.formats import ChatPreference, TextPreference
 from burnish.data.messages import Message
-from burnish.data.template import adapt_calls, check_doubled, check_variables, render, unread_keys
+from burnish.data.template import adapt_calls, check_doubled, check_said, check_variables, render, unread_keys
 from burnish.data.turns import check_last_turn, turn_span
 
 
@@ -103,9 +103,11 @@ def open_prompt(tokenizer: PreTrainedTokenizerBase, row: ChatPreference) -> str:
 
     Raises:
         DataError: no chat template that can be used.
-        RowProblem: the template refuses the prompt.
+        RowProblem: the template refuses the prompt, or leaves the text of a turn out.
     """
-    return render(tokenizer, row, row.prompt, column="prompt", open_answer=True)
+    opening = render(tokenizer, row, row.prompt, column="prompt", open_answer=True)
+    check_said(tokenizer, row, row.prompt, opening, column="prompt")
+    return opening
 
 
 def render_text(prompt: str, completion: str) -> Rendered:
@@ -141,6 +143,7 @@ def render_chat(
     num_prompt, messages = len(row.prompt), [*row.prompt, *completion]
     say = partial(render, tokenizer, row, column=column)
     text = say(messages)
+    check_said(tokenizer, row, messages, text, column=column, first=num_prompt)
     spans: list[tuple[int, int]] = []
     num_untrained = 0
     for index in range(num_prompt, len(messages)):

@@ -98,22 +98,22 @@ def train_tokens(
     A token is trained if all of its characters lie in a span. A text gets the tokenizer's `prefix`, unless
     it begins with it, and the tokenizer's EOS, unless it ends with an end token; both are the template's
     affair in a chat. White space that a template puts after an end-of-turn token is not trained, and after
-    the last one removed, since generation never produces it; `keep_template_end` leaves it there, for models that
-    read what the template writes.
+    the last one removed, since generation never produces it, also of a text that came out of a template before;
+    `keep_template_end` leaves it there, for models that read what the template writes.
     """
     ids, num_straddling = list(tokens.ids), 0
     mask, end = [False] * len(ids), len(ids)
     for span in rendered.spans:
         first, last, straddling = _span_tokens(tokenizer, tokens, span)
         num_straddling += straddling
-        end = _end_of_turn(rendered, tokens, first, last, end_ids) if rendered.is_chat else last
+        end = _end_of_turn(rendered, tokens, first, last, end_ids)
         mask[first:end] = [True] * (end - first)
-    is_removed = rendered.is_chat and end and ids[end - 1] in end_ids and not keep_template_end
-    num_removed = len(ids) - end if is_removed else 0
+    is_ended = end > 0 and ids[end - 1] in end_ids
+    num_removed = len(ids) - end if is_ended and not keep_template_end else 0
     if num_removed:
         ids, mask = ids[:end], mask[:end]
     if not rendered.is_chat:
-        if tokenizer.eos_token_id is not None and (not ids or ids[-1] not in end_ids):
+        if tokenizer.eos_token_id is not None and not is_ended:
             ids, mask = [*ids, tokenizer.eos_token_id], [*mask, True]
         missing = list(prefix) if ids[: len(prefix)] != list(prefix) else []
         ids, mask = [*missing, *ids], [False] * len(missing) + mask

@@ -36,12 +36,15 @@ def read_messages(column: str, value: Any, ignored: set[str]) -> list[Message]:
 
     Args:
         column: its name, for errors.
-        value: what `is_messages` says yes to.
+        value: what is there.
         ignored: gets the keys that hold something and that nothing reads.
 
     Raises:
         RowProblem: no messages, or one that cannot be read.
     """
+    if not is_messages(value):
+        fix = "Give a list of messages {'role': ..., 'content': ...}; of their JSON as text, json.loads makes one."
+        raise RowProblem(column, f"is {type(value).__name__}, not a list of messages", value=value, fix=fix)
     turns = list(value) if isinstance(value, list | tuple) else _turns_of(column, value)
     if not turns:
         raise RowProblem(column, "has no messages", value=[], fix="Give at least one message, or remove the row.")
@@ -93,8 +96,9 @@ def _read_turn(column: str, index: int, turn: Any, ignored: set[str]) -> Message
         raise RowProblem(column, f"{where}has an unknown role", value=role, fix=fix)
     message: dict[str, Any] = {"role": role}
     calls = _read_calls(column, filled, where=where)
-    may_be_empty = bool(calls) or (role == "tool" and turn.get("content") is not None)
-    message["content"] = _read_content(column, turn.get("content"), ignored, where=where, may_be_empty=may_be_empty)
+    content = turn.get("content")
+    may_be_empty = bool(calls) or (role == "tool" and content is not None) or (role == "system" and content == "")
+    message["content"] = _read_content(column, content, ignored, where=where, may_be_empty=may_be_empty)
     for key in KEYS_OF_ROLES.get(role, ()):
         if key in filled:
             message[key] = _read_key(column, key, filled[key], where=where)
@@ -105,7 +109,10 @@ def _read_turn(column: str, index: int, turn: Any, ignored: set[str]) -> Message
 
 
 def _read_content(column: str, content: Any, ignored: set[str], *, where: str, may_be_empty: bool) -> Any:
-    """Text, "" for the null or the white space of a turn that may be empty, the text of parts, or parts with images."""
+    """Text, "" for the null or the white space of a turn that may be empty, the text of parts, or parts with images.
+
+    A system turn may be "": that keeps some templates from writing one of their own.
+    """
     where = f"content of {where}"
     if isinstance(content, list | tuple) and content:
         parts = read_parts(column, content, where=where)

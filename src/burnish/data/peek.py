@@ -14,12 +14,11 @@ from datasets import Dataset
 from pyarrow import parquet
 
 from burnish.data.errors import DataError, excerpt
-from burnish.data.sources import FILE_KINDS, RECIPE, numbered_rows
+from burnish.data.sources import FILE_KINDS, RECIPE, UNREADABLE, numbered_rows
 from burnish.data.table import Table
 
 NUM_PEEKED = 1000
 MAX_COUNTED_BYTES = 256 << 20
-UNREADABLE = (OSError, EOFError, ValueError, pa.ArrowException)
 
 Numbered = list[tuple[int, Mapping[str, Any]]]
 

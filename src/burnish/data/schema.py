@@ -55,6 +55,12 @@ def is_tokenized(columns: Collection[str]) -> bool:
     return PROMPT_COLUMN in columns and (KWISE_IDS in columns or set(PAIR_IDS) <= set(columns))
 
 
+def is_prepared(columns: Collection[str]) -> bool:
+    """The rows are what `prepare_preferences` returns: token ids that may lack nothing."""
+    has_masks = KWISE_MASK in columns or set(PAIR_MASKS) <= set(columns)
+    return has_masks and {"row_id", PROMPT_COLUMN, TRUNCATED_COLUMN} <= set(columns)
+
+
 def read_columns(dataset: Dataset, *, name: str, kind: str = PREFERENCES) -> list[str]:
     """The columns of a data set that are read: of its schema, optional, and refused if filled.
 
@@ -204,21 +210,25 @@ def _judged_columns(dataset: Dataset, name: str) -> set[str]:
     if LABEL_COLUMN in present and "completion" in present:
         return {"prompt", "completion", LABEL_COLUMN}
     if not set(ANSWERS) <= set(present):
-        raise _no_answers(dataset, name, "prompt, completion and label, or prompt, chosen and rejected")
+        missing = LABEL_COLUMN if "completion" in present else "completion"
+        raise _no_answers(dataset, name, "prompt, completion and label, or prompt, chosen and rejected", missing)
     return {"prompt", *ANSWERS}
 
 
 _OF_ANSWERS = {SUPERVISED: _supervised_columns, JUDGED: _judged_columns}
 
 
-def _no_answers(dataset: Dataset, name: str, wanted: str) -> DataError:
+_MEANING = {"completion": "with an answer", LABEL_COLUMN: "that says which answers are good"}
+
+
+def _no_answers(dataset: Dataset, name: str, wanted: str, missing: str = "completion") -> DataError:
     present = dataset.column_names
     ids = [column for column in present if column.endswith("input_ids")]
     hint = f"Rows of token ids ({ids[0]}) are not built for this method. " if ids else ""
     return DataError(
-        f"{name}: the data set has no column with an answer{closest('completion', present)}\n"
+        f"{name}: the data set has no column {_MEANING[missing]}{closest(missing, present)}\n"
         f"It has: {', '.join(present)}. {hint}This method reads {wanted}.\n"
-        "Rename a column: dataset.rename_column('OLD_NAME', 'completion')."
+        f"Rename a column: dataset.rename_column('OLD_NAME', {missing!r})."
     )
 
 

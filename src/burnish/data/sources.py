@@ -2,21 +2,27 @@
 
 Local JSON, JSON lines and CSV are read here, row by row, so that rows may have different keys and an error
 names file, row and column. The rows go into the cache of `datasets`, under the file's path, size and time of
-change.
+change, and the code that reads it.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 import datasets
+import pyarrow as pa
 from datasets import Dataset, DatasetDict, IterableDataset
+from datasets.exceptions import DatasetsError
+from pyarrow import parquet
 
+from burnish.data.answers import LABEL_COLUMN
 from burnish.data.errors import DataError, excerpt
 from burnish.data.images import encode_rows
 from burnish.data.numbers import NUMBER_COLUMNS, TIE_COLUMN
@@ -25,6 +31,8 @@ from burnish.data.table import Table, check_row
 FILE_KINDS = (".jsonl", ".json", ".csv", ".parquet")
 RECIPE = "recipe:"
 CSV_CHUNK_ROWS = 1000
+UNREADABLE = (OSError, EOFError, ValueError, pa.ArrowException)
+TRUTHS = {"true": True, "false": False}
 
 Kind = TypeVar("Kind")
 Rows = Iterable[Mapping[str, Any]]
@@ -106,8 +114,29 @@ def _load_named(name: str) -> Dataset | DatasetDict:
     if not path.is_file():
         raise DataError(f"there is no file {name!r} (looked for {path.absolute()}).")
     if kind == ".parquet":
+        with _naming(path):
+            parquet.read_schema(path)
         return Dataset.from_parquet(str(path))  # pyright: ignore[reportReturnType]
     return _load_file(path)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What a reader says of a file that is none of its kind, as an error that names the file.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except UNREADABLE as error:
+        reason = str(error).strip() or type(error).__name__
+        raise DataError(
+            f"{str(path)!r} cannot be read: {excerpt(reason, length=200)}\n"
+            "A file of rows is UTF-8 text: JSON lines, JSON or CSV with commas, also as .gz; or it is Parquet."
+        ) from error
 
 
 def _load_recipe(name: str) -> Dataset:
@@ -124,7 +153,7 @@ def _load_from_hub(name: str, *, streaming: bool = False) -> Any:
     try:
         options: dict[str, Any] = {"streaming": True} if streaming else {}
         return datasets.load_dataset(repository, revision=revision or None, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         raise DataError(
             f"cannot load {name!r} from the hub: {excerpt(str(error), length=200)}\n"
             f"A file must end in one of {', '.join(FILE_KINDS)}; a data set of this package is 'recipe:NAME'."
@@ -150,30 +179,46 @@ def _from_list(rows: Sequence[Any]) -> Dataset:
 
 
 def _load_file(path: Path) -> Dataset:
-    table = Table.of(numbered_rows(path), place=str(path))
+    with _naming(path):
+        table = Table.of(numbered_rows(path), place=str(path))
     if not table.schema.names:
         raise DataError(f"{str(path)!r} has no rows; give at least one.")
     stamp = path.stat()
     loaded = Dataset.from_generator(
         _generate,
         features=table.features,
-        gen_kwargs={"path": str(path.absolute()), "size": stamp.st_size, "changed": stamp.st_mtime_ns},
+        gen_kwargs={
+            "path": str(path.absolute()),
+            "size": stamp.st_size,
+            "changed": stamp.st_mtime_ns,
+            "code": code_hash(),
+        },
     )
     assert isinstance(loaded, Dataset)
     return loaded
 
 
-def _generate(path: str, size: int, changed: int) -> Iterator[dict[str, Any]]:
-    """Rows with every key of the file; size and time of change are there to be part of the cache's key."""
+def code_hash() -> str:
+    """Hash of this folder's code: the cache of `datasets` does not look into functions of a package."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _generate(path: str, size: int, changed: int, code: str) -> Iterator[dict[str, Any]]:
+    """Rows with every key of the file; what is not read of the arguments is there to be part of the cache's key."""
+    del size, changed, code
     table = Table.of(numbered_rows(Path(path)), place=path)
     for part in table.filled(numbered_rows(Path(path))):
         yield from part.to_pylist()
 
 
 def _checked_rows(path: str) -> Iterator[dict[str, Any]]:
-    for index, row in numbered_rows(Path(path)):
-        check_row(row, f"{path}, row {index}")
-        yield row
+    with _naming(Path(path)):
+        for index, row in numbered_rows(Path(path)):
+            check_row(row, f"{path}, row {index}")
+            yield row
 
 
 def numbered_rows(path: Path, on_fault: Callable[[DataError], None] | None = None) -> Iterator[tuple[int, Any]]:
@@ -209,10 +254,11 @@ def numbered_rows(path: Path, on_fault: Callable[[DataError], None] | None = Non
 
 
 def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Text, except for the columns of numbers: an answer may be "42" or "None"; an empty cell is missing."""
+    """Text, except for the columns of numbers and truths: an answer may be "42" or "None"; an empty cell is missing."""
     import pandas as pd
 
-    numbers = {spelling for spellings in NUMBER_COLUMNS.values() for spelling in spellings} | {"row_id", TIE_COLUMN}
+    numbers = {spelling for spellings in NUMBER_COLUMNS.values() for spelling in spellings}
+    numbers |= {"row_id", TIE_COLUMN, LABEL_COLUMN}
     chunks = pd.read_csv(path, dtype=str, keep_default_na=False, chunksize=CSV_CHUNK_ROWS)
     for chunk in chunks:
         for row in chunk.to_dict("records"):
@@ -220,9 +266,11 @@ def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _number(text: str) -> Any:
-    """The number that a cell says; None of an empty one, and the text of one that says none."""
+    """The number, true or false that a cell says; None of an empty one, and the text of one that says none of them."""
     if not text:
         return None
+    if (truth := TRUTHS.get(text.strip().lower())) is not None:
+        return truth
     try:
         return int(text) if text.isdecimal() else float(text)
     except ValueError:

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from burnish.data.errors import DataError, RowProblem
 from burnish.data.formats import ChatPreference
 from burnish.data.messages import REASONING_KEYS, Message
+from burnish.data.parts import text_of
 from burnish.data.tools import TEMPLATE_COLUMN, TOOLS_COLUMN
 from burnish.registry import closest
 
@@ -141,6 +142,42 @@ def adapt_calls(tokenizer: PreTrainedTokenizerBase, row: ChatPreference) -> Chat
     calls = next(turn["tool_calls"] for turn in messages if "tool_calls" in turn)
     fix = "Use a tokenizer whose template knows tool calls, or write them into the content."
     raise RowProblem(column, "the chat template leaves out tool calls", value=calls, fix=fix)
+
+
+def check_said(
+    tokenizer: PreTrainedTokenizerBase,
+    row: ChatPreference,
+    messages: Sequence[Message],
+    text: str,
+    *,
+    column: str,
+    first: int = 0,
+) -> None:
+    """What the system, the user and tools say has to reach the model, in the words of the template.
+
+    A turn whose content is not in the text as it stands is tried with another content.
+
+    Args:
+        tokenizer: has the chat template.
+        row: its tools and template variables.
+        messages: a conversation.
+        text: it, rendered.
+        column: the column that is at fault.
+        first: the first turn that is looked at.
+
+    Raises:
+        RowProblem: the template leaves a turn out.
+    """
+    for index, turn in enumerate(messages):
+        content = text_of(turn["content"]).strip()
+        if index < first or turn["role"] == "assistant" or content in text:
+            continue
+        others = [*messages[:index], {**turn, "content": PROBE_KEY}, *messages[index + 1 :]]
+        probed = _try_render(tokenizer, row, others, column=column)
+        if isinstance(probed, str) and PROBE_KEY not in probed.lower():
+            fix = "Move it into a turn that the template writes out, or use a tokenizer with another template."
+            problem = f"the chat template leaves out the text of the {turn['role']} turn"
+            raise RowProblem(column, problem, value=turn["content"], fix=fix)
 
 
 def check_doubled(tokenizer: PreTrainedTokenizerBase, text: str, ends: Sequence[int], *, column: str) -> None:

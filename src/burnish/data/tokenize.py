@@ -12,11 +12,9 @@ times True.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -30,6 +28,7 @@ from burnish.data.parts import IMAGE_COLUMNS
 from burnish.data.records import MESSAGE_SEPARATOR, TokenRules, preference_batch, tokenized_batch
 from burnish.data.report import BOOKKEEPING, DataReport, make_report
 from burnish.data.schema import TRUNCATED_COLUMN, is_tokenized, output_features, read_columns, split_ref_logps
+from burnish.data.sources import code_hash
 from burnish.data.truncate import TruncationPolicy
 
 BATCH_SIZE = 256
@@ -81,7 +80,7 @@ def plan_preparation(
         truncation=truncation,
         prefix=tuple(special_prefix(tokenizer)),
         end_ids=_end_ids(tokenizer, eos_token_ids),
-        code=_code_hash() + stamp_files(dataset),
+        code=code_hash() + stamp_files(dataset),
         processor=processor,
         keep_template_end=keep_template_end,
         kind=kind,
@@ -194,11 +193,3 @@ def ignored_keys(of_records: Iterable[str]) -> list[str]:
 def _end_ids(tokenizer: PreTrainedTokenizerBase, eos_token_ids: Sequence[int]) -> tuple[int, ...]:
     own = tokenizer.eos_token_id
     return tuple(sorted({*eos_token_ids, *([own] if isinstance(own, int) else [])}))
-
-
-def _code_hash() -> str:
-    """Hash of this folder's code: the cache of `datasets` does not look into functions of a package."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

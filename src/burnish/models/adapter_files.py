@@ -28,7 +28,7 @@ def base_name(path: str) -> str:
     Raises:
         ValueError: it names none.
     """
-    name = json.loads((Path(path) / CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    name = _settings(path).get("base_model_name_or_path")
     if not name:
         raise ValueError(
             f"{Path(path) / CONFIG} does not say which model the adapter belongs to, which existed only in memory: "
@@ -37,9 +37,19 @@ def base_name(path: str) -> str:
     return name
 
 
+def base_revision(path: str) -> dict[str, str]:
+    """The revision of that model as a keyword for loading it; {} if the adapter's configuration names none."""
+    revision = _settings(path).get("revision")
+    return {"revision": revision} if revision else {}
+
+
 def holds_copy(path: str, module: str) -> bool:
     """A saved adapter holds a trained copy of a module of its model."""
-    return module in (json.loads((Path(path) / CONFIG).read_text(encoding="utf-8")).get("modules_to_save") or ())
+    return module in (_settings(path).get("modules_to_save") or ())
+
+
+def _settings(path: str) -> dict[str, Any]:
+    return json.loads((Path(path) / CONFIG).read_text(encoding="utf-8"))
 
 
 def attach_adapter(model: PreTrainedModel, path: str) -> PeftModel:

@@ -105,6 +105,7 @@ def adapt(
     *,
     adapter: str | None = None,
     seed: int = 0,
+    revision: str | None = None,
 ) -> PreTrainedModel | PeftModel:
     """The model with a new adapter, or as it is.
 
@@ -113,6 +114,7 @@ def adapt(
         peft_config: of the new adapter; None for none.
         adapter: the adapter to train: the name of the new one, or of one of several that the model has.
         seed: of the new adapter's random weights; no other randomness is touched.
+        revision: of the model on the hub, for the files of the new adapter.
 
     Raises:
         ValueError: a model that has adapters already, that has none to train, or whose weights are quantised and which
@@ -138,7 +140,7 @@ def adapt(
     config = make_config(peft_config)
     with torch.random.fork_rng(), quiet_peft():
         torch.manual_seed(seed)
-        return _peft().get_peft_model(cast("Any", model), config, adapter_name=adapter or DEFAULT)
+        return _peft().get_peft_model(cast("Any", model), config, adapter_name=adapter or DEFAULT, revision=revision)
 
 
 def _check_config(config: PeftConfig) -> None:

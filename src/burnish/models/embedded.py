@@ -1,4 +1,4 @@
-"""Models that come inside a Python package as a GGUF file, under short names; imports no torch."""
+"""Models that come inside a Python package as a GGUF file, under short names; and which names are paths. No torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import importlib.util
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+
+PATH_STARTS = ("./", "../", "/", "~", ".\\", "..\\")  # of what can be no name on the hub
 
 
 @dataclass(frozen=True)

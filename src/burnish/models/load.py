@@ -10,14 +10,15 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from burnish.models.adapter_files import attach_adapter, base_name, is_adapter_directory
+from burnish.models.adapter_files import attach_adapter, base_name, base_revision, is_adapter_directory
 from burnish.models.adapters import is_adapted, plain_model
-from burnish.models.embedded import EMBEDDED, EmbeddedModel
+from burnish.models.embedded import EMBEDDED, PATH_STARTS, EmbeddedModel
 from burnish.models.introspect import configured_end_ids, is_placed
 from burnish.models.vision import is_vision_config, load_processor
 
@@ -37,7 +38,7 @@ def resolve_model(name: str) -> str:
         name: a short name of `EMBEDDED`, a path to a .gguf file, a directory, or a hub name.
 
     Raises:
-        FileNotFoundError: a path to a GGUF file that does not exist.
+        FileNotFoundError: a path to nothing.
         ImportError: the package `gguf` is needed and absent.
     """
     if name in EMBEDDED:
@@ -48,6 +49,11 @@ def resolve_model(name: str) -> str:
             raise FileNotFoundError(f"model {name!r}: there is no file {path}")
         stamp = path.stat()
         return str(_dequantised(path, f"{path.stem}-{stamp.st_size}-{stamp.st_mtime_ns}"))
+    if name.startswith(PATH_STARTS):
+        directory = Path(name).expanduser()
+        if not directory.exists():
+            raise FileNotFoundError(f"model {name!r}: there is no directory {directory.absolute()}")
+        return str(directory)
     return name
 
 
@@ -88,14 +94,34 @@ def load_policy(
             f"model is {type(model).__name__}; give a name, a path, or a transformers PreTrainedModel (a causal model) "
             "or PeftModel"
         )
-    kwargs = {"dtype": torch.float32, "trust_remote_code": trust_remote_code, **(init_kwargs or {}), **quantised}
+    kwargs = {"trust_remote_code": trust_remote_code, **with_dtype(init_kwargs), **quantised}
     path = resolve_model(os.fspath(model))
     if is_adapter_directory(path):
-        base = load_policy(base_name(path), trust_remote_code=trust_remote_code, init_kwargs=kwargs)
+        of_base = {**base_revision(path), **kwargs}
+        base = load_policy(base_name(path), trust_remote_code=trust_remote_code, init_kwargs=of_base)
         return attach_adapter(cast("PreTrainedModel", base), path)
-    config = _load_config(path, {name: value for name, value in kwargs.items() if name in HUB_OPTIONS})
+    config = _load_config(path, _hub_options(kwargs))
     auto_class: Any = AutoModelForImageTextToText if is_vision_config(config) else AutoModelForCausalLM
     return auto_class.from_pretrained(path, **kwargs)
+
+
+def with_dtype(init_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Keywords for `from_pretrained` with a dtype: that of its former name `torch_dtype`, else float32, if unset.
+
+    Raises:
+        ValueError: a name that is no dtype.
+
+    >>> with_dtype({"torch_dtype": "bfloat16"})
+    {'dtype': 'bfloat16'}
+    """
+    given = dict(init_kwargs or {})
+    named = {"dtype": given.pop("torch_dtype", torch.float32), **given}
+    if not isinstance(dtype := named["dtype"], str) or dtype == "auto":
+        return named
+    name = dtype.removeprefix("torch.")
+    if not isinstance(vars(torch).get(name), torch.dtype):
+        raise ValueError(f"dtype={dtype!r} is no dtype of torch; allowed: float32, bfloat16, float16, float64, or auto")
+    return {**named, "dtype": name}
 
 
 def place(model: nn.Module, device: torch.device) -> None:
@@ -111,14 +137,20 @@ def load_tokenizer(
     model: str | os.PathLike[str] | PreTrainedModel | PeftModel,
     *,
     trust_remote_code: bool = False,
-    revision: str | None = None,
+    init_kwargs: Mapping[str, Any] | None = None,
 ) -> PreTrainedTokenizerBase | ProcessorMixin:
     """The tokenizer that belongs to a model; the processor if the model reads images.
 
     Beside a saved adapter lies the tokenizer that it was trained with, if any; else it is that of its model.
 
+    Args:
+        model: as `load_policy` takes it.
+        trust_remote_code: run Python code that comes with the tokenizer.
+        init_kwargs: keywords that the model is loaded with; `revision`, `cache_dir` and the like are its tokenizer's,
+            too.
+
     Raises:
-        ValueError: a model that exists only in memory does not say which tokenizer it needs.
+        ValueError: a model that exists only in memory does not say which tokenizer it needs, or none lies beside it.
     """
     from transformers import AutoTokenizer
 
@@ -127,13 +159,22 @@ def load_tokenizer(
     if not name:
         raise ValueError("a model that exists only in memory has no tokenizer: pass processing_class=<tokenizer>")
     path = resolve_model(name)
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision or "main"}
-    of_model = resolve_model(base_name(path)) if is_adapter_directory(path) else path
+    options = {"trust_remote_code": trust_remote_code, **_hub_options(init_kwargs)}
+    of_model = path
+    if is_adapter_directory(path):
+        of_model, options = resolve_model(base_name(path)), {**base_revision(path), **options}
     path = path if (Path(path) / TOKENIZER).is_file() else of_model
     config = _load_config(of_model, options) if is_name else plain_model(model).config
     if is_vision_config(config):
         return load_processor(path, config=config, **options)
-    return AutoTokenizer.from_pretrained(path, **options)
+    try:
+        return AutoTokenizer.from_pretrained(path, **options)
+    except (OSError, ValueError) as error:
+        if not Path(path).is_dir() or (Path(path) / TOKENIZER).is_file():
+            raise
+        raise ValueError(
+            f"no tokenizer lies in {path}: pass processing_class=<tokenizer>, or save it there with save_pretrained"
+        ) from error
 
 
 def load_end_token_ids(
@@ -147,8 +188,9 @@ def load_end_token_ids(
     from transformers import GenerationConfig
 
     path = resolve_model(os.fspath(model))
-    path = resolve_model(base_name(path)) if is_adapter_directory(path) else path
-    options = {name: value for name, value in (init_kwargs or {}).items() if name in HUB_OPTIONS}
+    options = _hub_options(init_kwargs)
+    if is_adapter_directory(path):
+        path, options = resolve_model(base_name(path)), {**base_revision(path), **options}
     config = _load_config(path, {"trust_remote_code": trust_remote_code, **options})
     options.pop("trust_remote_code", None)
     try:
@@ -161,6 +203,11 @@ def load_end_token_ids(
 def cache_directory() -> Path:
     """Where dequantised models are kept: $BURNISH_CACHE, else ~/.cache/burnish."""
     return Path(os.environ.get("BURNISH_CACHE", Path.home() / ".cache" / "burnish"))
+
+
+def _hub_options(init_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Those of the keywords that say where a model comes from."""
+    return {name: value for name, value in (init_kwargs or {}).items() if name in HUB_OPTIONS}
 
 
 def _load_config(path: str, options: dict[str, Any]) -> PreTrainedConfig:

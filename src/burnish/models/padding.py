@@ -1,9 +1,9 @@
-"""A padding token of its own: one that ends no text."""
+"""What fills the places of a batch that no mask covers, and a padding token of its own: one that ends no text."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,3 +38,13 @@ def own_pad_token(tokenizer: PreTrainedTokenizerBase, end_ids: Collection[int] =
         )
     named = [token for token in without_role if "pad" in token.lower()]
     return (named or without_role)[-1]
+
+
+def filling_id(tokenizer: PreTrainedTokenizerBase, end_ids: Collection[int] = ()) -> int:
+    """A token id for places that no mask covers, where any will do that the model has an embedding for.
+
+    That is the tokenizer's padding, unless it is not there, or was added to the tokenizer and perhaps not to the model;
+    then a token that ends an answer, else the first one.
+    """
+    own: Any = tokenizer.pad_token_id
+    return own if own is not None and own < tokenizer.vocab_size else min(end_ids, default=0)

@@ -60,6 +60,7 @@ class CacheKey:
         batch_size: rows that are scored together.
         padding: what lengths are padded to a multiple of.
         images: hash of what turns images into pixels, or "" for rows of text.
+        layers: how they run a batch, as far as options choose: prompts shared or not, lean or not, compiled or not.
         device: kind of device, with what decides the last bits of its matrix products.
         versions: of torch and transformers.
         code: hash of the code that runs the model.
@@ -73,6 +74,7 @@ class CacheKey:
     batch_size: int
     padding: int
     images: str
+    layers: str
     device: str
     versions: str
     code: str

@@ -23,7 +23,7 @@ from burnish.models.adapters import is_adapted, make_config, plain_model
 from burnish.models.head_layer import Head, UnsupportedModelError, head_matrix
 from burnish.models.introspect import trunk_of
 from burnish.models.lean import install_lean
-from burnish.models.load import resolve_model
+from burnish.models.load import resolve_model, with_dtype
 from burnish.models.padding import own_pad_token
 from burnish.models.sharing import Sharing, choose_sharing, run_trunk
 
@@ -202,7 +202,7 @@ def load_value_model(
     quantised = {} if quantization_config is None else {"quantization_config": quantization_config}
     begin = functools.partial(_begin, head_init=head_init, seed=seed)
     if isinstance(model, str | os.PathLike):
-        kwargs = {"dtype": torch.float32, "trust_remote_code": trust_remote_code, **(init_kwargs or {}), **quantised}
+        kwargs = {"trust_remote_code": trust_remote_code, **with_dtype(init_kwargs), **quantised}
         loaded = _load(os.fspath(model), kwargs, begin)
     elif not (isinstance(model, PreTrainedModel) or is_adapted(cast("Any", model))):
         raise TypeError(f"model is {type(model).__name__}; give a name, a path, or a transformers model")

@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from burnish.models.adapter_files import is_adapter_directory
 from burnish.models.head_layer import UnsupportedModelError
-from burnish.models.load import load_tokenizer
+from burnish.models.load import load_tokenizer, with_dtype
 from burnish.models.sharing import Sharing
 from burnish.models.value import choose_values, load_value_model, row_scores, values_of
 from burnish.models.vision import tokenizer_of
@@ -260,8 +260,8 @@ def _load(name: str, init_kwargs: dict[str, Any]) -> PreTrainedModel:
             f"the reward model {name!r} is {', '.join(kinds) or 'of no known kind'}; it has to be a sequence "
             "classifier (…ForSequenceClassification), or its head would be random"
         )
-    kwargs = {"dtype": torch.float32, **init_kwargs}
-    model, loading = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True, **kwargs)
+    kwargs: Any = {"output_loading_info": True, **with_dtype(init_kwargs)}
+    model, loading = AutoModelForSequenceClassification.from_pretrained(name, **kwargs)
     if missing := [key for key in loading["missing_keys"] if key.split(".")[0] in HEADS]:
         raise ValueError(f"the reward model {name!r} comes without the weights {missing}: its scores would be random")
     return model

@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from burnish.runtime.tree import CheckpointError, errno_of, load_tree, save_tree
 
 __all__ = ["CheckpointError", "atomic_directory", "checkpoints", "load_tree", "newest_sound", "read_manifest"]
-__all__ += ["remove_leftovers", "rotate", "save_tree", "sync_directory", "verify"]
+__all__ += ["remove_leftovers", "rotate", "save_tree", "sync_directory", "verify", "what_is_wrong"]
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
@@ -214,6 +214,17 @@ def _problem(directory: Path, *, name: str, size: int, sha256: str, digests: boo
     except OSError as error:
         return f"{name} cannot be read: {error}"
     return None if sound else f"{name} was changed after it was written (SHA-256 differs)"
+
+
+def what_is_wrong(directory: Path, problems: Sequence[str]) -> str:
+    """What keeps a run from resuming from what was given as a checkpoint, whose problems `verify` has found."""
+    if not directory.is_dir():
+        return f"there is no checkpoint {directory} (looked for {directory.absolute()})."
+    if inside := checkpoints(directory):
+        return f"{directory} is no checkpoint but has {len(inside)} of them: give one, such as {inside[0]}."
+    if not _NUMBERED.fullmatch(directory.name) and not (directory / MANIFEST).exists():
+        return f"{directory} is no checkpoint of Burnish, which has {MANIFEST} beside its files: give it as the model."
+    return f"checkpoint {directory} is damaged: {'; '.join(problems[:3])}."
 
 
 def checkpoints(run_dir: Path) -> list[Path]:

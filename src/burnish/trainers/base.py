@@ -101,12 +101,14 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, P
         options = self.checked_args(args)
         with options.main_process_first(desc="reading data sets"):
             train_dataset, eval_dataset = opened(train_dataset), opened(eval_dataset)
-        remote = options.trust_remote_code
-        self.processing_class = processing_class or load_tokenizer(model, trust_remote_code=remote)
+        self.processing_class = processing_class or load_tokenizer(
+            model, trust_remote_code=options.trust_remote_code, init_kwargs=init_kwargs_of(options)
+        )
         self.tokenizer = tokenizer_of(self.processing_class)
         loaded = self.load_model(model, options, quantization_config)
         adapter = self.adapter_options(peft_config)
-        policy = adapt(loaded, adapter, adapter=self.model_adapter_name, seed=options.seed)
+        revision = init_kwargs_of(options).get("revision")
+        policy = adapt(loaded, adapter, adapter=self.model_adapter_name, seed=options.seed, revision=revision)
         self.has_new_adapter = peft_config is not None
         self.num_dropouts_disabled = disable_dropout(policy) if options.disable_dropout else 0
         place(policy, options.device)

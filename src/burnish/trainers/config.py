@@ -191,6 +191,11 @@ class PolicyConfig(DataOptions):
             )
         if self.max_skipped_steps < 1:
             raise ValueError(f"max_skipped_steps={self.max_skipped_steps}; allowed: 1 or more")
+        if self.save_total_limit is not None and self.save_total_limit < 1:
+            raise ValueError(f"save_total_limit={self.save_total_limit}; allowed: 1 or more, or unset to keep all")
+        multiple = self.pad_to_multiple_of
+        if multiple is not None and not (str(multiple).isdecimal() and int(multiple) > 0):
+            raise ValueError(f"pad_to_multiple_of={multiple!r}; allowed: 1 or more, 'auto', or unset")
 
     def resolved(self) -> dict[str, Any]:
         """Every option with its value, in types that YAML and JSON know; callables by their name."""

@@ -22,7 +22,7 @@ from burnish.models.introspect import router_aux_loss_coef
 from burnish.trainers import pair_metrics
 from burnish.trainers.config import arg
 from burnish.trainers.coupling import couple
-from burnish.trainers.pair_losses import bind_losses
+from burnish.trainers.pair_losses import bind_losses, check_losses
 from burnish.trainers.reference_options import ReferenceOptions, make_reference
 from burnish.trainers.referring import ReferringTrainer
 from burnish.trainers.sampling import SamplingMixin
@@ -65,11 +65,7 @@ class DPOConfig(ReferenceOptions, SamplingOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.loss_type = list(self.loss_type) if isinstance(self.loss_type, list | tuple) else [self.loss_type]
-        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
-            raise ValueError(
-                f"loss_weights has {len(self.loss_weights)} numbers for {len(self.loss_type)} losses {self.loss_type}: "
-                "give one for each"
-            )
+        check_losses(self.loss_type, self.loss_weights)
         if not self.beta > 0:
             raise ValueError(f"beta={self.beta!r}; allowed: above 0")
         if not 0 <= self.label_smoothing < 0.5:

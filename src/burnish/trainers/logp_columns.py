@@ -73,11 +73,21 @@ def completion_lengths(dataset: Dataset) -> tuple[Int[np.ndarray, "rows"], Int[n
     return np.full(len(lengths), len(PAIR_IDS)), lengths.ravel()
 
 
+def row_lengths(dataset: Dataset) -> Int[np.ndarray, "rows"]:
+    """Tokens of each row's prompt and longest completion together."""
+    counts, lengths = completion_lengths(dataset)
+    return _lengths(dataset, PROMPT_COLUMN) + np.maximum.reduceat(lengths, _ends(counts)[:-1])
+
+
+def largest_ids(dataset: Dataset) -> Int[np.ndarray, "rows"]:
+    """The largest token id of each row."""
+    columns = [PROMPT_COLUMN, *(PAIR_IDS if KWISE_IDS not in dataset.column_names else [KWISE_IDS])]
+    return np.stack([_per_row(dataset, column, _largest) for column in columns]).max(0)
+
+
 def scoring_order(dataset: Dataset) -> list[int]:
     """Rows by falling length of prompt and longest completion, equal ones in their own order."""
-    counts, lengths = completion_lengths(dataset)
-    longest = np.maximum.reduceat(lengths, _ends(counts)[:-1])
-    return np.argsort(-(_lengths(dataset, PROMPT_COLUMN) + longest), kind="stable").tolist()
+    return np.argsort(-row_lengths(dataset), kind="stable").tolist()
 
 
 def place_values(
@@ -141,6 +151,17 @@ def _ends(sizes: Int[np.ndarray, "items"]) -> Int[np.ndarray, "items1"]:
 
 def _lengths(dataset: Dataset, column: str) -> Int[np.ndarray, "rows"]:
     return _per_row(dataset, column, lambda lists: lists.value_lengths())
+
+
+def _largest(lists: Any) -> Any:
+    """The largest number of each list, at any depth; -1 for one without any."""
+    ends = np.arange(len(lists) + 1)
+    while pa.types.is_list(lists.type) or pa.types.is_large_list(lists.type):
+        ends = np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy())])[ends]
+        lists = lists.flatten()
+    values = np.append(lists.to_numpy(), -1)
+    found = np.maximum.reduceat(values, ends[:-1])
+    return pa.array(np.where(np.diff(ends) > 0, found, -1))
 
 
 def _per_row(dataset: Dataset, column: str, measure: Callable[[Any], Any]) -> np.ndarray:

@@ -23,6 +23,7 @@ from burnish.data.prompts import PromptReport, check_prompt_columns, prepare_pro
 from burnish.data.sources import load_rows
 from burnish.generation.base import Generator, Prompt
 from burnish.models.adapters import plain_model
+from burnish.models.padding import filling_id
 from burnish.rollout.collect import PromptRow, Refill, RolloutSteps, collect
 from burnish.rollout.plan import cut_rows, refuse_cut_groups
 from burnish.rollout.whole import WholeRound
@@ -104,7 +105,7 @@ class OnlineTrainer(OnlineReferenceMixin, PromptEvaluationMixin, PolicyTrainer, 
         reports = {name: report for name, report in self.data_reports.items() if isinstance(report, PromptReport)}
         longest = {name: report.max_length for name, report in reports.items()}
         check_positions(plain_model(self.policy).config, longest, max_new_tokens=options.max_completion_length or 0)
-        self.pad_token_id = self._pad_token_id()
+        self.pad_token_id = filling_id(self.tokenizer, self.end_token_ids)
         self.sampling = options.sampling_params(end_token_ids=self.end_token_ids)
         self.generator: Generator = generator or options.make_generator(
             self.policy, pad_token_id=self.pad_token_id, tokenizer=self.tokenizer
@@ -165,10 +166,6 @@ class OnlineTrainer(OnlineReferenceMixin, PromptEvaluationMixin, PolicyTrainer, 
                 self.scorer.check_columns(column for column in dataset.column_names if column != "prompt")
             loaded[argument] = rows if isinstance(data, Mapping) else next(iter(rows.values()), None)
         return loaded
-
-    def _pad_token_id(self) -> int:
-        own: Any = self.tokenizer.pad_token_id
-        return own if own is not None else next(iter(self.end_token_ids), 0)  # masks come from lengths
 
     @property
     def prompts(self) -> Dataset:

@@ -5,6 +5,7 @@ pair -> divergence (for losses of the log-ratio difference) -> each loss -> x we
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -118,6 +119,28 @@ def bind_losses(config: DPOConfig) -> PairLosses:
     for entry in entries:
         _check(entry, losses)
     return losses
+
+
+def check_losses(losses: Sequence[Any], weights: Any) -> None:
+    """Refuse a sum of losses that is none.
+
+    Raises:
+        ValueError: no loss, or weights that are not one finite number for each, or all 0.
+    """
+    if not losses:
+        raise ValueError("loss_type is empty: give the name of a loss, a callable, or a list of them")
+    if weights is None:
+        return
+    if not isinstance(weights, list | tuple) or not all(_is_finite(weight) for weight in weights) or not any(weights):
+        raise ValueError(f"loss_weights={weights!r}; allowed: a list of finite numbers that are not all 0")
+    if len(weights) != len(losses):
+        raise ValueError(
+            f"loss_weights has {len(weights)} numbers for {len(losses)} losses {losses}: give one for each"
+        )
+
+
+def _is_finite(weight: Any) -> bool:
+    return isinstance(weight, int | float) and not isinstance(weight, bool) and math.isfinite(weight)
 
 
 def chosen_losses(config: DPOConfig) -> tuple[list[Any], list[float]]:

@@ -39,6 +39,9 @@ FREE_OPTIONS = frozenset({
 })  # fmt: skip
 
 
+NEWEST = "resume_from_checkpoint=True takes the newest sound one of output_dir."
+
+
 def binds(option: str) -> bool:
     """Whether an exact continuation of a run needs this option to be as it was."""
     return option not in FREE_OPTIONS and not option.startswith(FREE_PREFIXES)
@@ -212,10 +215,7 @@ class PersistenceMixin(Host):
         else:
             found = Path(resume_from_checkpoint)
             if problems := checkpoint.verify(found):
-                raise ValueError(
-                    f"checkpoint {found} is damaged: {'; '.join(problems[:3])}. "
-                    "resume_from_checkpoint=True takes the newest sound one."
-                )
+                raise ValueError(f"{checkpoint.what_is_wrong(found, problems)} {NEWEST}")
         self._refuse_changed_options(found)
         return found, skipped
 

@@ -25,6 +25,7 @@ from burnish.models.vision import tokenizer_of
 from burnish.rollout.whole import WholeRound
 from burnish.runtime.distributed import sum_over_ranks
 from burnish.runtime.state import Counter, Stateful
+from burnish.trainers.base import init_kwargs_of
 from burnish.trainers.credit import Credit
 from burnish.trainers.critic import CriticMixin, CriticSource, make_critic
 from burnish.trainers.policy_gradient import KLUse, PolicyGradientTrainer
@@ -86,7 +87,9 @@ class PPOTrainer(CriticMixin, HeldOutMixin, PolicyGradientTrainer):
                 "set both ptx_coef and ptx_dataset (or ptx_path), or neither"
             )
         self.credit, self.num_answers, self.num_early_stops = Credit(options), Counter(), Counter()
-        processing_class = processing_class or load_tokenizer(model, trust_remote_code=options.trust_remote_code)
+        processing_class = processing_class or load_tokenizer(
+            model, trust_remote_code=options.trust_remote_code, init_kwargs=init_kwargs_of(options)
+        )
         self._policy_tokenizer = tokenizer_of(processing_class)
         if isinstance(reward_model, PreTrainedModel) and not reward_model.config._name_or_path:
             kwargs.setdefault("reward_processing_classes", self._policy_tokenizer)

@@ -143,6 +143,7 @@ def cache_key(trainer: ReferringTrainer, dataset: Dataset, *, weights: str, per_
         batch_size=batch_size(trainer),
         padding=int(trainer.args.pad_to_multiple_of or 1),
         images=_image_settings(trainer) if DIGEST_COLUMN in content else "",
+        layers=_layer_settings(trainer),
         device=device_fingerprint(trainer.args.device),
         versions=library_versions(),
         code=code_fingerprint(),
@@ -219,6 +220,13 @@ def _kept(trainer: ReferringTrainer, key: CacheKey, *, num_values: int) -> Tenso
     mark = 0.0 if values is None else 1.0 + int(hashlib.sha256(values.numpy().data).hexdigest()[:12], 16)
     marks, _ = gather_rows(torch.tensor([[mark]], dtype=torch.float64, device=trainer.args.device))  # (ranks, 1)
     return values if bool((marks == mark).all()) else None
+
+
+def _layer_settings(trainer: ReferringTrainer) -> str:
+    """What decides the last bits of a layer's results, beside its code and the device."""
+    args = trainer.args
+    compiled = args.torch_compile_backend if trainer.num_compiled_layers else None
+    return f"{args.prefix_sharing}: {trainer.sharing.layout}, lean {args.lean_activations}, compiled by {compiled}"
 
 
 def _image_settings(trainer: ReferringTrainer) -> str:

@@ -23,6 +23,7 @@ from burnish.models.load import load_end_token_ids
 from burnish.models.value import install_values, load_value_model, row_scores, token_values, train_head
 from burnish.trainers.base import PolicyTrainer, init_kwargs_of
 from burnish.trainers.config import PolicyConfig, arg
+from burnish.trainers.pair_losses import check_losses
 from burnish.trainers.reward_losses import bind_losses
 from burnish.trainers.reward_metrics import reward_metrics
 from burnish.trainers.selfcheck import check_scores
@@ -67,11 +68,7 @@ class RewardConfig(PolicyConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.loss_type = list(self.loss_type) if isinstance(self.loss_type, list | tuple) else [self.loss_type]
-        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
-            raise ValueError(
-                f"loss_weights has {len(self.loss_weights)} numbers for {len(self.loss_type)} losses {self.loss_type}: "
-                "give one for each"
-            )
+        check_losses(self.loss_type, self.loss_weights)
         if not 0 <= self.label_smoothing < 0.5:
             raise ValueError(f"label_smoothing={self.label_smoothing!r}; allowed: 0 up to, but not including, 0.5")
         if self.center_rewards_coefficient is not None and not self.center_rewards_coefficient >= 0:

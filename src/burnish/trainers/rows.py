@@ -16,11 +16,14 @@ from burnish.data.mixture import mix, read_weights
 from burnish.data.pixels import ImageCollator
 from burnish.data.report import DataReport
 from burnish.data.sampler import BatchLoader, RankBatchSampler
-from burnish.data.schema import KWISE_IDS, PAIR_IDS, PROMPT_COLUMN
+from burnish.data.schema import KWISE_IDS, PAIR_IDS, PROMPT_COLUMN, is_prepared
 from burnish.data.sources import load_rows, pick_split
 from burnish.data.stream import RowStream, prepare_stream
 from burnish.data.tokenize import TruncationPolicy, prepare_preferences
+from burnish.models.adapters import plain_model
+from burnish.models.padding import filling_id
 from burnish.models.vision import tokenizer_of
+from burnish.trainers.positions import check_vocabulary, lint_positions
 from burnish.trainers.streaming import StreamingMixin, StreamLoader
 
 if TYPE_CHECKING:
@@ -111,9 +114,14 @@ class RowsMixin(StreamingMixin):
         """Faults of the data sets that do not stop a run, told when it starts."""
         if self.train_dataset is None:
             return []
-        held_out = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
+        given = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
+        held_out = {name: rows for name, rows in given.items() if rows is not None}
         train = self.train_dataset.head if isinstance(self.train_dataset, RowStream) else self.train_dataset
-        return lint_preferences(train, {n: rows for n, rows in held_out.items() if rows is not None})
+        found, model = lint_preferences(train, held_out), plain_model(self.policy)
+        for name, rows in [("train", train), *held_out.items()]:
+            check_vocabulary(model, rows, name=name)
+            found += lint_positions(model.config, rows, name=name)
+        return found
 
     def _make_collator(self) -> PreferenceCollator | ImageCollator:
         return make_collator(self.processing_class, self.args, end_token_ids=self.end_token_ids)
@@ -150,9 +158,13 @@ class RowsMixin(StreamingMixin):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise ValueError("evaluation needs eval_dataset")
-        if not (isinstance(dataset, Dataset) and "prompt_input_ids" in dataset.column_names):
+        if not (isinstance(dataset, Dataset) and is_prepared(dataset.column_names)):
             dataset = self._prepare_dataset(dataset, "eval")
         return self._loader(longest_first(dataset), batch_size=self.args.eval_batch_size, train=False)
+
+    def get_test_dataloader(self, test_dataset: Any) -> BatchLoader:
+        """As `get_eval_dataloader`, for `predict`."""
+        return self.get_eval_dataloader(test_dataset)
 
 
 def opened(dataset: Any) -> Any:
@@ -229,8 +241,7 @@ def make_collator(
     processing_class: PreTrainedTokenizerBase | ProcessorMixin, args: PolicyConfig, *, end_token_ids: Sequence[int]
 ) -> PreferenceCollator | ImageCollator:
     """What makes parcels of prepared rows, with images if the model reads them."""
-    own: Any = tokenizer_of(processing_class).pad_token_id
-    pad = own if own is not None else next(iter(end_token_ids), 0)  # masks come from lengths: any id will do
+    pad = filling_id(tokenizer_of(processing_class), end_token_ids)
     multiple = args.pad_to_multiple_of
     collator = PreferenceCollator(
         pad,

@@ -24,6 +24,7 @@ from burnish.metrics import Estimate, MetricBuffer
 from burnish.models.adapters import plain_model
 from burnish.models.introspect import evaluation_mode
 from burnish.models.moving import MovingReference
+from burnish.models.padding import filling_id
 from burnish.runtime.distributed import gather_lines, sum_over_ranks
 from burnish.trainers.host import Host
 from burnish.trainers.judging import Contest, Judge
@@ -132,8 +133,7 @@ class SamplingMixin(Host):
 
     def _generator_of(self, model: nn.Module) -> NativeGenerator:
         plain = plain_model(model)
-        pad: Any = self.tokenizer.pad_token_id
-        fill = pad if pad is not None else next(iter(self.end_token_ids), 0)
+        fill = filling_id(self.tokenizer, self.end_token_ids)
         generator = self._generators.setdefault(type(plain), NativeGenerator(plain, pad_token_id=fill))
         generator.update_policy(plain, version=self.state.global_step)
         return generator
