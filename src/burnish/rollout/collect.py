@@ -185,7 +185,7 @@ def collect(
     with clock.phase("rescore"):
         batch = steps.rescore(batch)
     with clock.phase("credit"):
-        whole = gather_round(steps.shape(groups.rewards, batch), batch)
+        whole = gather_round(steps.shape(groups.rewards, batch), batch, returned=groups.rewards)
         batch = steps.credit(whole, batch)
     return Round(
         batch=batch,
