@@ -26,6 +26,7 @@ from burnish import OnlineConfig, OnlineTrainer, forward
 from burnish.compat import UNBUILT_GRPO_ARGUMENTS
 from burnish.generation.native import NativeGenerator
 from burnish.rewards import RewardError
+from burnish.rollout.collect import make_answers
 from burnish.runtime.rundir import read_events
 from burnish.trainers.grpo import GRPOConfig, GRPOTrainer
 from burnish.types import Completion, LossOutput
@@ -182,6 +183,40 @@ def test_dynamic_sampling_replaces_groups_without_signal(tmp_path):
     assert [len(parcel) for (parcel,) in taken] == [16] * 3
     wanted = {make_prompts()[row]["wanted"] for (parcel,) in taken for row in parcel.row_id.tolist()}
     assert wanted == {1, 2}
+
+
+def flat_longest(completion_ids, prompts, **_):
+    """A span for each answer; those to the prompt with the longest answer are all worth the same."""
+    longest: dict[str, int] = {}
+    for ids, prompt in zip(completion_ids, map(str, prompts), strict=True):
+        longest[prompt] = max(longest.get(prompt, 0), len(ids))
+    flat = max(longest, key=lambda prompt: longest[prompt]) if len(longest) > 1 else None
+    pairs = zip(completion_ids, map(str, prompts), strict=True)
+    return [[(0, 1, 0.5 if prompt == flat else float(ids[0] % 7))] for ids, prompt in pairs]
+
+
+@pytest.mark.parametrize(
+    "options", [{"advantage": "turn"}, {"beta": 0.1, "ref_seed": 1, "use_kl_in_reward": True}], ids=str
+)
+def test_the_longest_answers_are_replaced_with_their_rewards_of_tokens(tmp_path, options):
+    """What is left of the round is narrower than what was scored."""
+    options = {"dynamic_sampling": True, "max_completion_length": 40, "max_steps": 2, **options}
+    trainer = make_online_trainer(tmp_path, reward_funcs=flat_longest, **options)
+    trainer.train()
+    for line in step_lines(trainer):
+        assert line["dynamic_sampling/replaced_groups"] == 1
+        assert line["frac_rows_with_gradient"] > 0.5
+
+
+def test_rewards_are_where_the_answers_are(tmp_path, monkeypatch):
+    """On the CPU, whatever the policy is on: groups are chosen and penalties are taken off there."""
+    trainer = make_online_trainer(tmp_path)
+    rows = trainer._draw_prompts(4)
+    answers = make_answers(rows, trainer._generate(rows), trainer.tokenizer)
+    monkeypatch.setattr(GRPOConfig, "device", torch.device("meta"))
+    table = trainer._calculate_rewards(answers, 8)
+    assert (table.rewards.device.type, table.weights.device.type) == ("cpu", "cpu")
+    assert trainer.metric_buffer.state()["reward_errors/near_wanted"].device.type == "meta"
 
 
 def test_a_curriculum_leaves_out_what_is_always_solved(tmp_path):

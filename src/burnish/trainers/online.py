@@ -291,10 +291,9 @@ class OnlineTrainer(OnlineReferenceMixin, PromptEvaluationMixin, PolicyTrainer, 
                 self.generator.update_policy(self.policy, version=self.state.global_step)
 
     def _calculate_rewards(self, answers: Answers, num_tokens: int) -> RewardTable:
-        """What the reward functions say of the answers."""
-        device = self.args.device
-        table, log = self.scorer.score(answers, num_tokens=num_tokens, trainer_state=self.state, device=device)
-        self.metric_buffer.add({name: mean.to(device) for name, mean in log.metrics.items()})
+        """What the reward functions say of the answers, on the CPU, where the answers are."""
+        table, log = self.scorer.score(answers, num_tokens=num_tokens, trainer_state=self.state)
+        self.metric_buffer.add({name: mean.to(self.args.device) for name, mean in log.metrics.items()})
         for event in log.events:
             details = {name: value for name, value in event.items() if name not in ("event", "kind")}
             message = f"{event['reward']} {event['problem']}: rows {event['rows']}"
