@@ -312,6 +312,16 @@ def test_a_column_that_a_reward_needs(tmp_path):
     assert "reward_options" in message
 
 
+def test_a_column_that_prepared_rows_have_of_their_own(tmp_path):
+    """Reward functions are not given `row_id`: one that needs it is refused before anything is generated."""
+
+    def numbered(completions, row_id):
+        return [float(number) for number in row_id]
+
+    message = refused(tmp_path, rows=[{**row, "row_id": 7} for row in make_prompts()], rewards=numbered)
+    assert "the reward 'numbered' needs the column 'row_id', and the data set has ['wanted']" in message
+
+
 def test_a_column_that_only_the_held_out_rows_lack(tmp_path):
     with pytest.raises(ValueError, match="needs the column 'wanted'"):
         make_online_trainer(tmp_path, eval_dataset=[{"prompt": "a"}], reward_funcs=needs_wanted)
@@ -337,6 +347,8 @@ def squared_gap(old_logps, sampler_logps, mask):
         ({"kl_estimator": "k4", "beta": 0.1}, "unknown KL estimator 'k4'"),
         ({"loss_type": "cispo", "delta": 2.0}, "delta=2.0 is set, but the policy loss ['cispo'] does not read it"),
         ({"beta": -0.1}, "beta=-0.1; allowed: 0 or more"),
+        ({"max_prompt_length": 0}, "max_prompt_length=0 is not allowed: a whole number from 1 up"),
+        ({"max_prompt_length": -3}, "max_prompt_length=-3 is not allowed"),
         ({"use_kl_in_reward": True}, "use_kl_in_reward has no effect with beta=0"),
         ({"temperature": 0.0}, "temperature=0.0; allowed: above 0"),
         ({"top_p": 0.0}, "top_p=0.0; allowed: above 0"),
@@ -478,6 +490,15 @@ def test_a_generator_of_another_model_is_noticed_on_the_first_step(tmp_path):
     (event,) = events_in(tmp_path / "run", "first_step")
     assert not event["ok"]
     assert "answers come from another distribution than the one that is trained" in event["message"]
+
+
+def test_another_distribution_that_is_corrected_for_is_no_fault(tmp_path):
+    options = {"repetition_penalty": 1.3, "importance_sampling_correction": True, "max_steps": 1}
+    make_online_trainer(tmp_path / "run", **options).train()
+    (event,) = events_in(tmp_path / "run", "first_step")
+    assert event["ok"]
+    assert event["sampler_gap"] > 0.1
+    assert "and corrected for" in event["message"]
 
 
 def test_text_prompts(tmp_path):

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from burnish.registry import Entry
     from burnish.runtime.state import Stateful
 
+OWN_COLUMNS = ("row_id", "prompt", "prompt_input_ids")  # of prepared rows: what reward functions are not given
+
 
 class OnlineTrainer(OnlineReferenceMixin, PromptEvaluationMixin, PolicyTrainer, ABC):
     """Trains a policy on answers that it draws itself. Abstract: a subclass defines `loss`.
@@ -162,7 +164,7 @@ class OnlineTrainer(OnlineReferenceMixin, PromptEvaluationMixin, PolicyTrainer, 
             rows = {name: load_rows(part) for name, part in parts.items() if part is not None}
             for name, dataset in rows.items():
                 check_prompt_columns(dataset, name)
-                self.scorer.check_columns(column for column in dataset.column_names if column != "prompt")
+                self.scorer.check_columns(set(dataset.column_names).difference(OWN_COLUMNS))
             loaded[argument] = rows if isinstance(data, Mapping) else next(iter(rows.values()), None)
         return loaded
 
@@ -179,14 +181,13 @@ class OnlineTrainer(OnlineReferenceMixin, PromptEvaluationMixin, PolicyTrainer, 
 
     def prompt_rows(self, dataset: Dataset, indices: Sequence[int]) -> list[PromptRow]:
         """Rows of a prepared data set as rollouts take them."""
-        reserved = ("row_id", "prompt", "prompt_input_ids")
         rows = (dataset[index] for index in indices)
         return [
             PromptRow(
                 row_id=row["row_id"],
                 ids=torch.tensor(row["prompt_input_ids"]),
                 prompt=row["prompt"],
-                columns={name: value for name, value in row.items() if name not in reserved},
+                columns={name: value for name, value in row.items() if name not in OWN_COLUMNS},
             )
             for row in rows
         ]
