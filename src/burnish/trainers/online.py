@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from burnish.data.lint import Finding
     from burnish.models.reference import ModelReference
     from burnish.registry import Entry
+    from burnish.rewards import ScoreLog
     from burnish.runtime.state import Stateful
 
 OWN_COLUMNS = ("row_id", "prompt", "prompt_input_ids")  # of prepared rows: what reward functions are not given
@@ -295,11 +296,15 @@ class OnlineTrainer(OnlineReferenceMixin, PromptEvaluationMixin, PolicyTrainer, 
         """What the reward functions say of the answers, on the CPU, where the answers are."""
         table, log = self.scorer.score(answers, num_tokens=num_tokens, trainer_state=self.state)
         self.metric_buffer.add({name: mean.to(self.args.device) for name, mean in log.metrics.items()})
+        self.tell_rewards(log)
+        return replace(table, extra=log.columns)
+
+    def tell_rewards(self, log: ScoreLog) -> None:
+        """What reward functions failed on, and what a later call of them made good."""
         for event in log.events:
             details = {name: value for name, value in event.items() if name not in ("event", "kind")}
             message = f"{event['reward']} {event['problem']}: rows {event['rows']}"
             self.tell(event["event"], message, failure=event["kind"], **details)
-        return replace(table, extra=log.columns)
 
     def _rescore(self, batch: RolloutBatch) -> RolloutBatch:
         """The batch with what the trainer's own forward says of its tokens; nothing unless a subclass needs it."""
