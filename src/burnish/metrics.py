@@ -36,8 +36,7 @@ EXPLANATIONS: dict[str, str] = {
     "length_difference": "Trained tokens of chosen minus those of rejected answers, mean over pairs.",
     "length_margin_correlation": "Correlation of that difference with the margin over pairs; near 1: length is learnt.",
     "kl": "Drift from the reference: mean of exp(d) - 1 - d over the data's tokens, d = reference - policy in nats; an "
-    "index unless the policy wrote them. Of GRPO and PPO: the mean of kl_estimator over the answers' tokens. Of KTO: "
-    "the reference point z of a step, in nats.",
+    "index unless the policy wrote them. Of KTO: the reference point z of a step, in nats.",
     "kl/sequential": "KL(reference || policy) of the next-token distributions in nats, mean over the data's tokens.",
     "win_rate": "Share of held-out prompts where the judge prefers the policy's answer; a tie counts one half. "
     "`events.jsonl` says against whose answers.",
