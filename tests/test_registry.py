@@ -79,6 +79,11 @@ def test_unknown_name_says_what_is_near_and_what_is_known(table):
         table.bind(["zzz"], Config())
 
 
+def test_neither_a_name_nor_a_function(table):
+    with pytest.raises(TypeError, match=r"\['hinge'\] is of type list: give one name or one function"):
+        table.bind([["hinge"]], Config())
+
+
 def test_unread_option(table):
     """An option away from its default that the chosen loss does not read is a lie; the message names who reads it."""
     with pytest.raises(

@@ -133,8 +133,8 @@ def reinforce_pp(rewards: RewardTable, prompt_index: Int[Tensor, "N"]) -> Float[
 
     A = (R - mean(batch)) / (std(batch) + 1e-8)
 
-    One answer a prompt is enough. The paper normalises the tokens of a round, each with what it still has to pay of
-    the KL; here the answers of the round are normalised, and KL in the reward is part of R.
+    The paper draws one answer a prompt, `GRPOTrainer` two or more. The former normalises the tokens of a round, each
+    with what it still has to pay of the KL; here the answers are normalised, and KL in the reward is part of R.
 
     Source: REINFORCE++ (2501.03262) eq. 8 to 10, for answers.
     """

@@ -104,9 +104,16 @@ class Table(Generic[Signature, Result]):
         return self._entries[name]
 
     def entry(self, choice: str | Callable[Signature, Result]) -> Entry[Signature, Result]:
-        """The row of a name or of a function of the table; any other callable is a row with the default facts."""
+        """The row of a name or of a function of the table; any other callable is a row with the default facts.
+
+        Raises:
+            ValueError: an unknown name.
+            TypeError: neither a name nor a function.
+        """
         if isinstance(choice, str):
             return self[choice]
+        if not callable(choice):
+            raise TypeError(f"{self.kind} {choice!r} is of type {type(choice).__name__}: give one name or one function")
         for known in self._entries.values():
             if known.function is choice:
                 return known

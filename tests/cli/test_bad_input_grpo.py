@@ -96,6 +96,12 @@ def invoke(tmp_path, monkeypatch):
             "choose token_truncate or token_mask",
         ),
         (ROWS, ["curriculum_window=[0.5,0.2]"], USAGE, "allowed: two numbers, 0 <= lowest <= highest <= 1"),
+        (
+            ROWS,
+            ["multi_objective_aggregation=normalize_then_sum", "advantage=rloo"],
+            USAGE,
+            'is the advantage gdpo, and advantage is "rloo"',
+        ),
         (ROWS, ["data.streaming=true"], USAGE, "prompts are drawn from all rows"),
         (ROWS, ["data.train=[{path: rows.jsonl}]"], USAGE, "several sources of prompts are not built yet"),
         (ROWS, ["use_vllm=true"], USAGE, "training.use_vllm: is not built yet"),

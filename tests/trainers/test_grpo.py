@@ -261,6 +261,21 @@ def test_options_change_the_run(tmp_path, answers_and_second_gradient, changed, 
     assert relative_distance(other, plain) > 1e-3
 
 
+def test_a_kl_in_the_reward_is_no_part_of_what_was_solved(tmp_path):
+    """Every answer is right, and advantages are of the KL alone: reward, solve rate and curriculum do not know it."""
+    options = {"beta": 0.1, "ref_seed": 1, "use_kl_in_reward": True, "curriculum_window": [0.1, 0.9], "max_steps": 1}
+    trainer = make_online_trainer(
+        tmp_path, reward_funcs=lambda completion_ids, **_: [1.0] * len(completion_ids), **options
+    )
+    trainer.train()
+    (line,) = step_lines(trainer)
+    assert line["rewards/kl/mean"] > 0.1
+    assert line["grad_norm"] > 0
+    assert line["reward"] == line["solve_rate"] == line["pass@4"] == line["frac_reward_zero_std"] == 1
+    assert line["reward_std"] == 0
+    assert set(trainer.prompt_stream.state_dict()["rates"].tolist()) == {1.0}
+
+
 @pytest.mark.parametrize("filters", [{"top_p": 0.6}, {"top_k": 12}, {"min_p": 0.2}], ids=str)
 def test_under_filters_ratios_are_still_of_the_whole_softmax(tmp_path, filters):
     """Log-probs before the filters agree with the policy's own, so that the first ratio is 1 and the check is silent."""

@@ -26,6 +26,7 @@ from burnish import OnlineConfig, OnlineTrainer, forward
 from burnish.compat import UNBUILT_GRPO_ARGUMENTS
 from burnish.generation.native import NativeGenerator
 from burnish.rewards import RewardError
+from burnish.rollout.collect import make_answers
 from burnish.runtime.rundir import read_events
 from burnish.trainers.grpo import GRPOConfig, GRPOTrainer
 from burnish.types import Completion, LossOutput
@@ -184,6 +185,40 @@ def test_dynamic_sampling_replaces_groups_without_signal(tmp_path):
     assert wanted == {1, 2}
 
 
+def flat_longest(completion_ids, prompts, **_):
+    """A span for each answer; those to the prompt with the longest answer are all worth the same."""
+    longest: dict[str, int] = {}
+    for ids, prompt in zip(completion_ids, map(str, prompts), strict=True):
+        longest[prompt] = max(longest.get(prompt, 0), len(ids))
+    flat = max(longest, key=lambda prompt: longest[prompt]) if len(longest) > 1 else None
+    pairs = zip(completion_ids, map(str, prompts), strict=True)
+    return [[(0, 1, 0.5 if prompt == flat else float(ids[0] % 7))] for ids, prompt in pairs]
+
+
+@pytest.mark.parametrize(
+    "options", [{"advantage": "turn"}, {"beta": 0.1, "ref_seed": 1, "use_kl_in_reward": True}], ids=str
+)
+def test_the_longest_answers_are_replaced_with_their_rewards_of_tokens(tmp_path, options):
+    """What is left of the round is narrower than what was scored."""
+    options = {"dynamic_sampling": True, "max_completion_length": 40, "max_steps": 2, **options}
+    trainer = make_online_trainer(tmp_path, reward_funcs=flat_longest, **options)
+    trainer.train()
+    for line in step_lines(trainer):
+        assert line["dynamic_sampling/replaced_groups"] == 1
+        assert line["frac_rows_with_gradient"] > 0.5
+
+
+def test_rewards_are_where_the_answers_are(tmp_path, monkeypatch):
+    """On the CPU, whatever the policy is on: groups are chosen and penalties are taken off there."""
+    trainer = make_online_trainer(tmp_path)
+    rows = trainer._draw_prompts(4)
+    answers = make_answers(rows, trainer._generate(rows), trainer.tokenizer)
+    monkeypatch.setattr(GRPOConfig, "device", torch.device("meta"))
+    table = trainer._calculate_rewards(answers, 8)
+    assert (table.rewards.device.type, table.weights.device.type) == ("cpu", "cpu")
+    assert trainer.metric_buffer.state()["reward_errors/near_wanted"].device.type == "meta"
+
+
 def test_a_curriculum_leaves_out_what_is_always_solved(tmp_path):
     """Prompts that want 3 or more are solved always, so that after one visit only the others are drawn."""
 
@@ -277,6 +312,16 @@ def test_a_column_that_a_reward_needs(tmp_path):
     assert "reward_options" in message
 
 
+def test_a_column_that_prepared_rows_have_of_their_own(tmp_path):
+    """Reward functions are not given `row_id`: one that needs it is refused before anything is generated."""
+
+    def numbered(completions, row_id):
+        return [float(number) for number in row_id]
+
+    message = refused(tmp_path, rows=[{**row, "row_id": 7} for row in make_prompts()], rewards=numbered)
+    assert "the reward 'numbered' needs the column 'row_id', and the data set has ['wanted']" in message
+
+
 def test_a_column_that_only_the_held_out_rows_lack(tmp_path):
     with pytest.raises(ValueError, match="needs the column 'wanted'"):
         make_online_trainer(tmp_path, eval_dataset=[{"prompt": "a"}], reward_funcs=needs_wanted)
@@ -302,6 +347,8 @@ def squared_gap(old_logps, sampler_logps, mask):
         ({"kl_estimator": "k4", "beta": 0.1}, "unknown KL estimator 'k4'"),
         ({"loss_type": "cispo", "delta": 2.0}, "delta=2.0 is set, but the policy loss ['cispo'] does not read it"),
         ({"beta": -0.1}, "beta=-0.1; allowed: 0 or more"),
+        ({"max_prompt_length": 0}, "max_prompt_length=0 is not allowed: a whole number from 1 up"),
+        ({"max_prompt_length": -3}, "max_prompt_length=-3 is not allowed"),
         ({"use_kl_in_reward": True}, "use_kl_in_reward has no effect with beta=0"),
         ({"temperature": 0.0}, "temperature=0.0; allowed: above 0"),
         ({"top_p": 0.0}, "top_p=0.0; allowed: above 0"),
@@ -443,6 +490,15 @@ def test_a_generator_of_another_model_is_noticed_on_the_first_step(tmp_path):
     (event,) = events_in(tmp_path / "run", "first_step")
     assert not event["ok"]
     assert "answers come from another distribution than the one that is trained" in event["message"]
+
+
+def test_another_distribution_that_is_corrected_for_is_no_fault(tmp_path):
+    options = {"repetition_penalty": 1.3, "importance_sampling_correction": True, "max_steps": 1}
+    make_online_trainer(tmp_path / "run", **options).train()
+    (event,) = events_in(tmp_path / "run", "first_step")
+    assert event["ok"]
+    assert event["sampler_gap"] > 0.1
+    assert "and corrected for" in event["message"]
 
 
 def test_text_prompts(tmp_path):

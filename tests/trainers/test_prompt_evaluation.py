@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "invariants"))
 from online_training import make_online_trainer, make_prompts
 
 from burnish.generation.base import Prompt
+from burnish.runtime.rundir import read_events
 from burnish.trainers.prompt_evaluation import EVALUATION_ROUND, final_answer
 from burnish.types import Completion
 
@@ -93,6 +94,7 @@ def test_numbers_by_hand(tmp_path, size):
         "pass@4": 4 / 5,
         "maj@4": 3 / 5,
         "completions/clipped_ratio": 1 / 20,
+        "frac_unscored": 1 / 20,
     }
     for name, value in expected.items():
         assert metrics[f"eval_{name}"] == pytest.approx(value, abs=1e-6), name
@@ -112,6 +114,30 @@ def test_intervals_are_those_of_prompts(tmp_path):
     assert estimate.standard_error == pytest.approx(float(rates.std()) / math.sqrt(5), rel=1e-9)
     greedy = trainer.estimates["eval_accuracy_greedy"]
     assert greedy.standard_error == pytest.approx(math.sqrt(0.6 * 0.4 / 4), rel=1e-9)
+
+
+def test_a_reward_that_fails_on_held_out_answers_is_told(tmp_path):
+    """Such answers count as wrong, and nobody would know why."""
+
+    def fails(completions, solution):
+        return [float(answer == right) for answer, right in zip(completions, solution, strict=True) if 1 / len(right)]
+
+    trainer = make_online_trainer(
+        tmp_path / "run",
+        reward_funcs=fails,
+        rows=[{**row, "solution": "4"} for row in make_prompts()],
+        eval_dataset=[{**row, "solution": ""} for row in HELD_OUT],
+        on_reward_error="unscored",
+        eval_strategy="steps",
+        eval_steps=1,
+        max_steps=1,
+    )
+    trainer.train()
+    (line,) = [line for line in trainer.state.log_history if "eval_accuracy" in line]
+    assert (line["eval_accuracy"], line["eval_frac_unscored"]) == (0, 1)
+    failed = [e for e in read_events(tmp_path / "run" / "events.jsonl") if e["kind"] == "reward_failed"]
+    assert [event["num_answers"] for event in failed] == [5, 20]
+    assert all("fails raised ZeroDivisionError" in event["message"] for event in failed)
 
 
 def test_the_same_numbers_twice(tmp_path):

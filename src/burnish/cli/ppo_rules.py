@@ -50,6 +50,18 @@ def _there_is_one_critic(values: Values) -> str | None:
     return None
 
 
+@rule("ptx_coef", "ptx_path")
+def _supervised_rows_and_their_factor(values: Values) -> str | None:
+    if (values["ptx_coef"] > 0) is (values["ptx_path"] is not None):
+        return None
+    return f"is {values['ptx_coef']}, and ptx_path is {values['ptx_path'] or 'null'}: set both, or neither"
+
+
+@rule("stop_token")
+def _the_end_token_is_eos(values: Values) -> str | None:
+    return None if values["stop_token"] in (None, "eos") else f"is {values['stop_token']!r}; allowed: eos, or null"
+
+
 def _contradiction(first: str, second: str, reason: str) -> None:
     @rule(first, second)
     def check(values: Values) -> str | None:

@@ -33,7 +33,7 @@ RANGES: Mapping[str, Mapping[str, float]] = {
     "token_budget": NOT_NEGATIVE,
     "num_generations": {"minimum": 2},
     **dict.fromkeys(("num_iterations", "steps_per_generation", "generation_batch_size"), AT_LEAST_ONE),
-    **dict.fromkeys(("temperature", "reward_timeout", "off_policy_mask_threshold"), POSITIVE),
+    **dict.fromkeys(("temperature", "reward_timeout", "off_policy_mask_threshold", "repetition_penalty"), POSITIVE),
     **dict.fromkeys(("dynamic_sampling_attempts", "num_completions_to_print", "generation_max_rows"), AT_LEAST_ONE),
     "top_entropy_quantile": {"exclusiveMinimum": 0, "maximum": 1},
     "entropy_coef": NOT_NEGATIVE,

@@ -53,6 +53,42 @@ def _a_window_has_two_ends(values: Values) -> str | None:
     return f"is {window}; allowed: two numbers, 0 <= lowest <= highest <= 1"
 
 
+@rule("dynamic_sampling", "num_generations")
+def _groups_to_compare(values: Values) -> str | None:
+    is_alone = values["dynamic_sampling"] and values["num_generations"] == 1
+    return "compares answers to a prompt, and num_generations is 1: raise it" if is_alone else None
+
+
+@rule("min_new_tokens", "max_completion_length", "num_generations")
+def _answers_may_end(values: Values) -> str | None:
+    fewest, most = values["min_new_tokens"], values["max_completion_length"]
+    is_beyond = most is not None and fewest > most
+    return (
+        f"is {fewest}, and max_completion_length is {most}: no answer may be as long, lower it" if is_beyond else None
+    )
+
+
+@rule("eval_greedy", "num_generations_eval")
+def _evaluation_has_answers(values: Values) -> str | None:
+    is_empty = not values["eval_greedy"] and values["num_generations_eval"] == 0
+    return "is false, and num_generations_eval is 0: nothing is left to evaluate, set one of them" if is_empty else None
+
+
+@rule("multi_objective_aggregation", "advantage")
+def _one_advantage(values: Values) -> str | None:
+    if values["multi_objective_aggregation"] == "sum_then_normalize" or values["advantage"] in ("group", "gdpo"):
+        return None
+    return f'is the advantage gdpo, and advantage is "{values["advantage"]}": set one of them'
+
+
+@rule("entropy_coef", "use_adaptive_entropy", "entropy_coef_min", "entropy_coef_max")
+def _the_entropy_starts_within_its_bounds(values: Values) -> str | None:
+    smallest, initial, largest = (values[name] for name in ("entropy_coef_min", "entropy_coef", "entropy_coef_max"))
+    if not values["use_adaptive_entropy"] or smallest <= initial <= largest:
+        return None
+    return f"is {initial}, and is moved between entropy_coef_min {smallest} and entropy_coef_max {largest}: start there"
+
+
 @rule("data.streaming", "num_generations")
 def _prompts_are_no_stream(values: Values) -> str | None:
     return "is true, and prompts are drawn from all rows: leave it at false" if values["data.streaming"] else None

@@ -22,7 +22,7 @@ from burnish.generation.kinds import CACHES
 from burnish.generation.packing import packed_linears
 from burnish.generation.sampling import streams
 from burnish.generation.stopping import StopStrings
-from burnish.models.introspect import evaluation_mode
+from burnish.models.introspect import evaluation_mode, own_forward
 from burnish.types import Completion
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class NativeGenerator:
         """
         self._check(prompts, params, num_samples)
         found: dict[Row, Completion] = {}
-        with evaluation_mode(self.model), self._precision():
+        with evaluation_mode(self.model), own_forward(self.model), self._precision():
             if prompts and self._checked is not type(self.model):
                 self._find_caches()
             for rows, room in self._batches(prompts, params, num_samples):

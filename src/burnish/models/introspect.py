@@ -299,6 +299,20 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+@contextmanager
+def own_forward(model: nn.Module) -> Iterator[None]:
+    """The model without the autocast that accelerate has put around its forward: that of the caller is the only one."""
+    wrapped, own = vars(model).get("forward"), vars(model).get("_original_forward")
+    if own is None:
+        yield
+        return
+    model.forward = own
+    try:
+        yield
+    finally:
+        model.forward = wrapped  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def num_dropouts(model: nn.Module) -> int:
     """How many dropout probabilities of the model are above 0."""
     return len(_dropouts(model))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -185,7 +185,7 @@ def collect(
     with clock.phase("rescore"):
         batch = steps.rescore(batch)
     with clock.phase("credit"):
-        whole = gather_round(steps.shape(groups.rewards, batch), batch)
+        whole = gather_round(steps.shape(groups.rewards, batch), batch, returned=groups.rewards)
         batch = steps.credit(whole, batch)
     return Round(
         batch=batch,
@@ -287,10 +287,12 @@ def joined(first: ScoredGroups, second: ScoredGroups) -> ScoredGroups:
 
 
 def chosen_groups(groups: ScoredGroups, chosen: Tensor) -> ScoredGroups:
-    """Some of the groups, by their number."""
+    """Some of the groups, by their number; rewards of tokens are as wide as the longest of their answers."""
     rows = (chosen[:, None] * groups.num_samples + torch.arange(groups.num_samples)).flatten()  # (K,)
+    completions = tuple(groups.completions[row] for row in rows.tolist())
+    rewards = groups.rewards.take(rows)
+    if rewards.token_rewards is not None:
+        rewards = replace(rewards, token_rewards=rewards.token_rewards[:, : max(1, *map(len, completions))])
     return ScoredGroups(
-        prompts=tuple(groups.prompts[index] for index in chosen.tolist()),
-        completions=tuple(groups.completions[row] for row in rows.tolist()),
-        rewards=groups.rewards.take(rows),
+        prompts=tuple(groups.prompts[index] for index in chosen.tolist()), completions=completions, rewards=rewards
     )

@@ -49,7 +49,7 @@ def round_statistics(found: Round, *, solved_reward: float) -> dict[str, float]:
     return {
         **_lengths(lengths, truncated),
         **_rewards(whole, num_groups),
-        **solve_statistics(whole.rewards.total().view(num_groups, -1), solved_reward=solved_reward),
+        **solve_statistics(whole.returned.total().view(num_groups, -1), solved_reward=solved_reward),
         "frac_rows_with_gradient": float(carries.mean()),
         **({"completions/duplicate_ratio": float(duplicate.mean())} if groups.num_samples > 1 else {}),
         "dynamic_sampling/replaced_groups": num_replaced,
@@ -117,8 +117,7 @@ def _lengths(lengths: Tensor, truncated: Tensor) -> dict[str, float]:
 
 
 def _rewards(whole: WholeRound, num_groups: int) -> dict[str, float]:
-    table = whole.rewards
-    total = table.total()
+    table, total = whole.rewards, whole.returned.total()
     known = total[~total.isnan()]
     spread = total.view(num_groups, -1)
     highest, lowest = spread.nan_to_num(-torch.inf).amax(1), spread.nan_to_num(torch.inf).amin(1)

@@ -24,7 +24,8 @@ class WholeRound:
     """The rewards and masks of all S answers of a round.
 
     Attributes:
-        rewards: (S, F) of all ranks, in rank order.
+        rewards: (S, F) of all ranks, in rank order: what advantages are made of.
+        returned: (S, F) what the functions returned, before anything was taken off it; without rewards of tokens.
         prompt_index: (S,) the group of each answer, counted over all ranks.
         mask: (S, T) the trained tokens, T of the longest answer of any rank.
         turn_index: (S, T) the turn of each token, or None.
@@ -34,6 +35,7 @@ class WholeRound:
     """
 
     rewards: RewardTable
+    returned: RewardTable
     prompt_index: Int[Tensor, "S"]
     mask: Bool[Tensor, "S T"]
     turn_index: Int[Tensor, "S T"] | None
@@ -42,8 +44,8 @@ class WholeRound:
     num_rows: int
 
     def solve_rates(self, solved_reward: float) -> dict[int, float]:
-        """The share of right answers, those whose total is at least `solved_reward`, by row of the data set."""
-        right = is_solved(self.rewards.total(), solved_reward)  # (S,)
+        """The share of right answers, those that were given at least `solved_reward`, by row of the data set."""
+        right = is_solved(self.returned.total(), solved_reward)  # (S,)
         rates: dict[int, list[bool]] = {}
         for row, is_right in zip(self.row_id.tolist(), right.tolist(), strict=True):
             rates.setdefault(row, []).append(is_right)
@@ -54,13 +56,22 @@ class WholeRound:
         return values[self.start : self.start + self.num_rows]
 
 
-def gather_round(rewards: RewardTable, batch: RolloutBatch) -> WholeRound:
-    """Every rank's rewards and masks; one size and a few tensors cross the processes."""
+def gather_round(rewards: RewardTable, batch: RolloutBatch, *, returned: RewardTable | None = None) -> WholeRound:
+    """Every rank's rewards and masks; one size and a few tensors cross the processes.
+
+    Args:
+        rewards: of this rank, which advantages are made of.
+        batch: this rank's answers.
+        returned: what the functions returned, if that is something else.
+    """
     rank, size = world()
     device = batch.completion_ids.device
+    own_rewards = _to(rewards, device)
+    own_returned = replace(own_rewards if returned is None else _to(returned, device), token_rewards=None)
     if size == 1:
         return WholeRound(
-            rewards=_to(rewards, device),
+            rewards=own_rewards,
+            returned=own_returned,
             prompt_index=batch.prompt_index,
             mask=batch.loss_mask,
             turn_index=batch.turn_index,
@@ -70,8 +81,8 @@ def gather_round(rewards: RewardTable, batch: RolloutBatch) -> WholeRound:
         )
     num_prompts, width = len(batch.prompt_ids), batch.loss_mask.shape[1]
     longest = largest_over_ranks(width, device)
-    own_rewards = _to(rewards, device)
-    columns, start = gather_rows(own_rewards.rewards)  # (S, F)
+    gathered, start = gather_rows(torch.cat([own_rewards.rewards, own_returned.rewards], dim=1))
+    columns, given = gathered.split([len(rewards.names), len(own_returned.names)], dim=1)  # (S, F) each
     index = batch.prompt_index + rank * num_prompts  # (N,)
     names, _ = gather_rows(torch.stack([index, batch.row_id], dim=1))  # (S, 2)
     turns = batch.turn_index if batch.turn_index is not None else torch.zeros_like(batch.completion_ids)
@@ -81,6 +92,7 @@ def gather_round(rewards: RewardTable, batch: RolloutBatch) -> WholeRound:
         tokens = gather_rows(_widened(columns.new_zeros(len(batch), width) if own is None else own, longest))[0]
     return WholeRound(
         rewards=replace(own_rewards, rewards=columns, token_rewards=tokens),
+        returned=replace(own_returned, rewards=given),
         prompt_index=names[:, 0],
         row_id=names[:, 1],
         mask=gather_rows(_widened(batch.loss_mask.long(), longest))[0].bool(),

@@ -31,7 +31,7 @@ class GRPOConfig(PolicyLossOptions):
     )  # text, for HfArgumentParser
     use_kl_in_reward: bool = arg(False, "Take the KL off the rewards, instead of adding it to the loss.")
     use_bias_correction_kl: bool = arg(
-        True, "Multiply the KL in the loss by the ratio of policy to old policy, which makes its gradient right."
+        True, "Multiply the KL in the loss by the ratio of policy to old policy: right for k1 and k3, and not for k2."
     )
     advantage: str = arg(
         "group", "How rewards become advantages: group, rloo, gdpo, reinforce_pp, …, or a callable."

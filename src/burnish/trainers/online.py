@@ -45,7 +45,10 @@ if TYPE_CHECKING:
     from burnish.data.lint import Finding
     from burnish.models.reference import ModelReference
     from burnish.registry import Entry
+    from burnish.rewards import ScoreLog
     from burnish.runtime.state import Stateful
+
+OWN_COLUMNS = ("row_id", "prompt", "prompt_input_ids")  # of prepared rows: what reward functions are not given
 
 
 class OnlineTrainer(OnlineReferenceMixin, PromptEvaluationMixin, PolicyTrainer, ABC):
@@ -163,7 +166,7 @@ class OnlineTrainer(OnlineReferenceMixin, PromptEvaluationMixin, PolicyTrainer, 
             rows = {name: load_rows(part) for name, part in parts.items() if part is not None}
             for name, dataset in rows.items():
                 check_prompt_columns(dataset, name)
-                self.scorer.check_columns(column for column in dataset.column_names if column != "prompt")
+                self.scorer.check_columns(set(dataset.column_names).difference(OWN_COLUMNS))
             loaded[argument] = rows if isinstance(data, Mapping) else next(iter(rows.values()), None)
         return loaded
 
@@ -176,14 +179,13 @@ class OnlineTrainer(OnlineReferenceMixin, PromptEvaluationMixin, PolicyTrainer, 
 
     def prompt_rows(self, dataset: Dataset, indices: Sequence[int]) -> list[PromptRow]:
         """Rows of a prepared data set as rollouts take them."""
-        reserved = ("row_id", "prompt", "prompt_input_ids")
         rows = (dataset[index] for index in indices)
         return [
             PromptRow(
                 row_id=row["row_id"],
                 ids=torch.tensor(row["prompt_input_ids"]),
                 prompt=row["prompt"],
-                columns={name: value for name, value in row.items() if name not in reserved},
+                columns={name: value for name, value in row.items() if name not in OWN_COLUMNS},
             )
             for row in rows
         ]
@@ -288,15 +290,18 @@ class OnlineTrainer(OnlineReferenceMixin, PromptEvaluationMixin, PolicyTrainer, 
                 self.generator.update_policy(self.policy, version=self.state.global_step)
 
     def _calculate_rewards(self, answers: Answers, num_tokens: int) -> RewardTable:
-        """What the reward functions say of the answers."""
-        device = self.args.device
-        table, log = self.scorer.score(answers, num_tokens=num_tokens, trainer_state=self.state, device=device)
-        self.metric_buffer.add({name: mean.to(device) for name, mean in log.metrics.items()})
+        """What the reward functions say of the answers, on the CPU, where the answers are."""
+        table, log = self.scorer.score(answers, num_tokens=num_tokens, trainer_state=self.state)
+        self.metric_buffer.add({name: mean.to(self.args.device) for name, mean in log.metrics.items()})
+        self.tell_rewards(log)
+        return replace(table, extra=log.columns)
+
+    def tell_rewards(self, log: ScoreLog) -> None:
+        """What reward functions failed on, and what a later call of them made good."""
         for event in log.events:
             details = {name: value for name, value in event.items() if name not in ("event", "kind")}
             message = f"{event['reward']} {event['problem']}: rows {event['rows']}"
             self.tell(event["event"], message, failure=event["kind"], **details)
-        return replace(table, extra=log.columns)
 
     def _rescore(self, batch: RolloutBatch) -> RolloutBatch:
         """The batch with what the trainer's own forward says of its tokens; nothing unless a subclass needs it."""

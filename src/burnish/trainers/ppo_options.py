@@ -29,7 +29,7 @@ class CreditOptions(PolicyLossOptions):
     )  # text, for HfArgumentParser
     use_kl_in_reward: bool = arg(True, "Take the KL off the rewards of the tokens; False adds it to the loss.")
     use_bias_correction_kl: bool = arg(
-        True, "Multiply a KL in the loss by the ratio of policy to old policy, which makes its gradient right."
+        True, "Multiply a KL in the loss by the ratio of policy to old policy: right for k1 and k3, and not for k2."
     )
     kl_target: float | None = arg(
         None, "Move kl_coef after each round so that an answer's KL comes to so many nats; unset: kl_coef stays."

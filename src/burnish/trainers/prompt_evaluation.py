@@ -29,6 +29,7 @@ from burnish.types import Completion, Mean
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from burnish.rewards import ScoreLog
     from burnish.trainers.rollout_options import OnlineConfig
 
 EVALUATION_ROUND = 2**31 - 1  # a round that training never reaches: keys the randomness of evaluations
@@ -62,6 +63,8 @@ class PromptEvaluationMixin(Host):
         scorer: Any
 
         def prompt_rows(self, dataset: Dataset, indices: Sequence[int]) -> list[PromptRow]: ...
+
+        def tell_rewards(self, log: ScoreLog) -> None: ...
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """This rank's part of the held-out prompts. Rows that are not prepared yet are."""
@@ -145,6 +148,7 @@ class PromptEvaluationMixin(Host):
         voted = self._majority_is_right(groups, solved)
         return {
             "reward": _known_mean(_group_means(totals)),
+            "frac_unscored": Mean.of(totals.isnan()),
             "accuracy": Mean.of(solved.double().mean(1)),
             **columns,
             **{f"pass@{k}": Mean.of(pass_at_k(right, size, k)) for k in powers_of_two(size) if k > 1},
@@ -181,7 +185,9 @@ class PromptEvaluationMixin(Host):
 
         def score(answers: Any, num_tokens: int) -> Any:
             options = {"num_tokens": num_tokens, "trainer_state": self.state, "device": self.args.device}
-            return self.scorer.score(answers, **options, frozen=True)[0]
+            table, log = self.scorer.score(answers, **options, frozen=True)
+            self.tell_rewards(log)
+            return table
 
         return generate_and_score(prompts, generate, score, tokenizer=self.tokenizer, clock=Clock())
 

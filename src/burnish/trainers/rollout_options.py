@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from burnish.data.truncate import TruncationPolicy
 from burnish.generation.base import SamplingParams
 from burnish.rollout.plan import RoundPlan, plan_round
 from burnish.trainers.config import arg
@@ -55,6 +56,7 @@ class RolloutOptions(EngineOptions):
                 "nothing. eval_temperature may be 0."
             )
         refuse_unread(self)
+        TruncationPolicy(max_prompt_length=self.max_prompt_length)
         self.sampling_params(end_token_ids=())
         self.round_plan()
 

@@ -136,14 +136,16 @@ def check_on_policy(trainer: PolicyGradientTrainer, batch: RolloutBatch) -> dict
     low_precision = trainer.args.bf16 or trainer.args.fp16
     allowed = 5e-2 if low_precision else TOLERANCE.get(model.dtype, 5e-2)
     sampler = float(_largest(stats.logps - batch.sampler_logps, stats.mask)) if batch.sampler_logps is not None else 0.0
-    messages = []
+    messages, fine = [], "the policy gives its own answers the log-probs they were drawn with: ratio 1"
     if gaps and max(gaps.values()) > allowed:
         row = max(gaps, key=lambda index: gaps[index])
         messages.append(
             f"the log-probs of an answer to row {int(batch.row_id[row])} are {gaps[row]:.2e} nats a token away from a "
             f"second computation, allowed {allowed:.0e}: the ratio on the first step would not be 1. Report this model."
         )
-    if sampler > SAMPLER_GAP:
+    if sampler > SAMPLER_GAP and trainer.args.importance_sampling_correction:
+        fine = f"the engine's log-probs are up to {sampler:.2g} nats away from the trainer's, and corrected for"
+    elif sampler > SAMPLER_GAP:
         messages.append(
             f"the engine that draws answers gives a token a log-prob {sampler:.2g} nats away from the trainer's: "
             "answers come from another distribution than the one that is trained. Set "
@@ -151,7 +153,7 @@ def check_on_policy(trainer: PolicyGradientTrainer, batch: RolloutBatch) -> dict
         )
     return {
         "ok": not messages,
-        "message": " ".join(messages) or "the policy gives its own answers the log-probs they were drawn with: ratio 1",
+        "message": " ".join(messages) or fine,
         "max_difference": max(gaps.values(), default=0.0),
         "sampler_gap": sampler,
     }

@@ -58,8 +58,8 @@ class Answers:
 
     Attributes:
         prompts: (N) texts or message lists, as they are in the data set; the same for all answers of a group.
-        completions: (N) texts, or for conversational prompts lists of one message
-            `{"role": "assistant", "content": text}` a turn.
+        completions: (N) texts, of all turns together, or for conversational prompts lists of one message with it,
+            `{"role": "assistant", "content": text}`.
         completion_ids: (N) token ids of each.
         turns: (N) the turn of each token, or None for one turn each.
         prompt_index: (N) each answer's prompt, which is its group.
