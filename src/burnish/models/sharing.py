@@ -21,6 +21,7 @@ from burnish.models.layout import LAYOUTS, TREE_ATTENTIONS, RowOutputs, run_rows
 from burnish.models.lean import keeping_less
 from burnish.models.recomputed import recomputes, recomputing
 from burnish.models.tree import make_tree
+from burnish.models.upcast import in_float32
 from burnish.types import TokenBatch
 
 if TYPE_CHECKING:
@@ -197,11 +198,14 @@ def _device(trunk: nn.Module) -> torch.device:
 
 @torch.no_grad()
 def _difference(trunk: nn.Module, name: str) -> str:
-    """What differs between a layout and plain rows on a made-up batch, or an empty string."""
+    """What differs between a layout and plain rows on a made-up batch in float32, or an empty string.
+
+    In bfloat16 one order of sums can be a tenth of the hidden states away from another, as a wrong layout can.
+    """
     batch = _probe(trunk)
     tree = make_tree(batch)
     run = partial(run_tree, tree=tree) if name == "tree" else LAYOUTS[name]
-    with evaluation_mode(trunk):
+    with evaluation_mode(trunk), in_float32(trunk):
         exact, found = run_rows(trunk, batch).hidden, run(trunk, batch).hidden
     if name == "tree" and tree.windows != sliding_windows(trunk):
         return "its layers do not say what their sliding windows are"
