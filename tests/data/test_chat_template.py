@@ -5,7 +5,7 @@ import pytest
 from datasets import disable_progress_bars
 
 from burnish.data.chat import open_prompt
-from burnish.data.errors import DataError
+from burnish.data.errors import DataError, RowProblem
 from burnish.data.formats import ChatPreference
 from burnish.data.sources import load_rows
 from burnish.data.tokenize import prepare_preferences
@@ -198,3 +198,24 @@ def test_a_result_of_a_tool_that_the_template_drops_is_a_problem_of_the_row():
     answer = [ROW["chosen"][0], {"role": "tool", "content": "at noon"}, ROW["chosen"][0]]
     with pytest.raises(DataError, match="column 'chosen': the chat template leaves out the text of the tool turn"):
         prepare_preferences(load_rows([{**ROW, "chosen": answer}]), tokenizer, truncation=TruncationPolicy())
+
+
+PARTS = "{% for p in m.content %}{{ '<image>' if p.type == 'image' else p.text }}{% endfor %}"
+
+
+@pytest.mark.parametrize("parts", [PARTS, PARTS.replace("p.text", "p.text | upper")])
+def test_text_around_an_image_is_there(parts):
+    """An image stands between two parts, so their joined text is nowhere; a template that reads parts gets parts."""
+    tokenizer = make_tokenizer(CHAT_TEMPLATE.replace("{{ m['content'] }}", parts))
+    content = [{"type": "text", "text": "Look: "}, {"type": "image"}, {"type": "text", "text": " here?"}]
+    row = ChatPreference([{"role": "user", "content": content}], (), ())
+    assert "LOOK: <IMAGE> HERE?" in open_prompt(tokenizer, row).upper()
+
+
+def test_a_part_that_the_template_drops_is_a_problem_of_the_row():
+    first = "{{ '<image>' if m.content[0].type == 'image' else m.content[0].text }}"
+    tokenizer = make_tokenizer(CHAT_TEMPLATE.replace("{{ m['content'] }}", first))
+    content = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
+    row = ChatPreference([{"role": "user", "content": content}], (), ())
+    with pytest.raises(RowProblem, match="leaves out the text of the user turn"):
+        open_prompt(tokenizer, row)

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from burnish.data.errors import DataError, RowProblem
 from burnish.data.formats import ChatPreference
 from burnish.data.messages import REASONING_KEYS, Message
-from burnish.data.parts import text_of
+from burnish.data.parts import Part, as_parts, text_of
 from burnish.data.tools import TEMPLATE_COLUMN, TOOLS_COLUMN
 from burnish.registry import closest
 
@@ -155,7 +155,7 @@ def check_said(
 ) -> None:
     """What the system, the user and tools say has to reach the model, in the words of the template.
 
-    A turn whose content is not in the text as it stands is tried with another content.
+    A turn whose content is not in the text as it stands is tried with another content, in the same parts.
 
     Args:
         tokenizer: has the chat template.
@@ -169,15 +169,22 @@ def check_said(
         RowProblem: the template leaves a turn out.
     """
     for index, turn in enumerate(messages):
-        content = text_of(turn["content"]).strip()
-        if index < first or turn["role"] == "assistant" or content in text:
+        said = [text_of([part]).strip() for part in as_parts(turn["content"])]
+        if index < first or turn["role"] == "assistant" or all(part in text for part in said):
             continue
-        others = [*messages[:index], {**turn, "content": PROBE_KEY}, *messages[index + 1 :]]
+        others = [*messages[:index], {**turn, "content": _probed(turn["content"])}, *messages[index + 1 :]]
         probed = _try_render(tokenizer, row, others, column=column)
-        if isinstance(probed, str) and PROBE_KEY not in probed.lower():
+        if isinstance(probed, str) and probed.lower().count(PROBE_KEY) < sum(map(bool, said)):
             fix = "Move it into a turn that the template writes out, or use a tokenizer with another template."
             problem = f"the chat template leaves out the text of the {turn['role']} turn"
             raise RowProblem(column, problem, value=turn["content"], fix=fix)
+
+
+def _probed(content: str | Sequence[Part]) -> str | list[Part]:
+    """Another content, with images where they were."""
+    if isinstance(content, str):
+        return PROBE_KEY
+    return [{**part, "text": PROBE_KEY} if text_of([part]).strip() else part for part in content]
 
 
 def check_doubled(tokenizer: PreTrainedTokenizerBase, text: str, ends: Sequence[int], *, column: str) -> None:
