@@ -47,3 +47,18 @@ def test_an_end_token_ends_the_answer(model, tokenizer):
     first = int(model(torch.tensor([[5, 6]])).logits[0, -1].argmax())
     (answer,) = greedy_answers(model, tokenizer, [Prompt("", (5, 6))], max_new_tokens=4, end_token_ids=(first,))
     assert (answer.text, answer.is_cut) == ("", False)
+
+
+def test_a_stop_string_ends_the_answer(model, tokenizer):
+    """The answer is cut nowhere else than after the text that its first tokens spell."""
+    prompt = Prompt("", (5, 6))
+    (free,) = greedy_answers(model, tokenizer, [prompt], max_new_tokens=4, end_token_ids=(2,))
+    stop = free.text[: len(free.text) // 2]
+    (answer,) = greedy_answers(
+        model, tokenizer, [prompt], max_new_tokens=4, end_token_ids=(2,), stop_strings=(stop,)
+    )
+    assert stop in answer.text
+    assert free.text.startswith(answer.text)
+    assert len(answer.text) < len(free.text)
+    assert free.is_cut
+    assert not answer.is_cut

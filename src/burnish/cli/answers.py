@@ -129,30 +129,41 @@ def greedy_answers(
     *,
     max_new_tokens: int,
     end_token_ids: Sequence[int],
+    stop_strings: Sequence[str] = (),
 ) -> list[Answer]:
-    """The most likely token at each position, up to an end token; under evaluation mode."""
+    """The most likely token at each position, up to an end token or string; under evaluation mode."""
     if not prompts:
         return []
-    pad = filling_id(tokenizer, end_token_ids)
-    params = SamplingParams(max_new_tokens=max_new_tokens, temperature=0, end_token_ids=tuple(end_token_ids))
-    ids = _token_ids(model, prompts, params, pad)
-    return [_answer(answer, tokenizer, set(end_token_ids)) for answer in ids]
+    params = SamplingParams(
+        max_new_tokens=max_new_tokens,
+        temperature=0,
+        end_token_ids=tuple(end_token_ids),
+        stop_strings=tuple(stop_strings),
+    )
+    return [_answer(ids, tokenizer, params) for ids in _token_ids(model, tokenizer, prompts, params)]
 
 
-def _token_ids(model: PreTrainedModel, prompts: Sequence[Prompt], params: SamplingParams, pad: int) -> list[list[int]]:
+def _token_ids(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], params: SamplingParams
+) -> list[list[int]]:
     """From the engine of training; where it cannot decode (images, other caches), from that of transformers."""
+    pad = filling_id(tokenizer, params.end_token_ids)
     asked = [GeneratorPrompt(ids=torch.tensor(prompt.ids), key=key) for key, prompt in enumerate(prompts)]
     if not reads_images(model):
         with contextlib.suppress(UnsupportedModelError):
-            generator = NativeGenerator(model, pad_token_id=pad)
+            generator = NativeGenerator(model, pad_token_id=pad, tokenizer=tokenizer)
             answers = generator.generate(asked, params, num_samples=1, seed=0, round_index=0)
             return [answer.token_ids.tolist() for answer in answers]
-    return _token_ids_of_transformers(model, prompts, params, pad)
+    return _token_ids_of_transformers(model, tokenizer, prompts, params, pad)
 
 
 @torch.no_grad()
 def _token_ids_of_transformers(
-    model: PreTrainedModel, prompts: Sequence[Prompt], params: SamplingParams, pad: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    params: SamplingParams,
+    pad: int,
 ) -> list[list[int]]:
     from transformers import GenerationConfig
 
@@ -161,6 +172,7 @@ def _token_ids_of_transformers(
         do_sample=False,
         max_new_tokens=params.max_new_tokens,
         eos_token_id=list(params.end_token_ids),
+        stop_strings=list(params.stop_strings) or None,
         pad_token_id=pad,
         use_cache=True,
     )
@@ -170,6 +182,7 @@ def _token_ids_of_transformers(
             input_ids=batch.prompt_ids,
             attention_mask=batch.prompt_mask.long(),
             generation_config=settings,
+            tokenizer=tokenizer,
             **image_inputs(batch),
         )
     return [row[batch.prompt_ids.shape[1] :] for row in ids.tolist()]
@@ -192,7 +205,7 @@ def _batch(prompts: Sequence[Prompt], pad: int) -> TokenBatch:
     )
 
 
-def _answer(ids: list[int], tokenizer: PreTrainedTokenizerBase, end_ids: set[int]) -> Answer:
-    end = next((index for index, token in enumerate(ids) if token in end_ids), None)
-    text = tokenizer.decode(ids[:end], skip_special_tokens=True)
-    return Answer(str(text), is_cut=end is None)
+def _answer(ids: list[int], tokenizer: PreTrainedTokenizerBase, params: SamplingParams) -> Answer:
+    end = next((index for index, token in enumerate(ids) if token in params.end_token_ids), None)
+    text = str(tokenizer.decode(ids[:end], skip_special_tokens=True))
+    return Answer(text, is_cut=end is None and not any(string in text for string in params.stop_strings))

@@ -111,13 +111,15 @@ def take_samples(runfile: RunFile, trainer: Any, rows: Dataset) -> Samples:
     make_prompts = partial(sample_prompts, kind=method.reads) if has_answers else prompt_samples
     is_asked = method.knows_rows or "prompt" in rows.column_names  # rows of an unknown kind may hold anything
     prompts = make_prompts(rows, trainer.processing_class, runfile.samples) if is_asked else []
+    ends = trainer.sampling if method.draws_answers else None  # an answer ends here where it ends in training
     answer = partial(
         greedy_answers,
         trainer.policy,
         trainer.tokenizer,
         prompts,
         max_new_tokens=runfile.max_new_tokens,
-        end_token_ids=trainer.end_token_ids,
+        end_token_ids=ends.end_token_ids if ends else trainer.end_token_ids,
+        stop_strings=ends.stop_strings if ends else (),
     )
     return Samples("answering the sample prompts", [prompt.shown for prompt in prompts], answer)
 
