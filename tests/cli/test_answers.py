@@ -54,9 +54,7 @@ def test_a_stop_string_ends_the_answer(model, tokenizer):
     prompt = Prompt("", (5, 6))
     (free,) = greedy_answers(model, tokenizer, [prompt], max_new_tokens=4, end_token_ids=(2,))
     stop = free.text[: len(free.text) // 2]
-    (answer,) = greedy_answers(
-        model, tokenizer, [prompt], max_new_tokens=4, end_token_ids=(2,), stop_strings=(stop,)
-    )
+    (answer,) = greedy_answers(model, tokenizer, [prompt], max_new_tokens=4, end_token_ids=(2,), stop_strings=(stop,))
     assert stop in answer.text
     assert free.text.startswith(answer.text)
     assert len(answer.text) < len(free.text)

@@ -35,6 +35,13 @@ def test_answers_to_images_are_the_most_likely_tokens(family):
                 break
         new = inputs["input_ids"][0, length:].tolist()
         assert answer.text == processor.tokenizer.decode(new, skip_special_tokens=True)
+    stop = answers[0].text[:2]
+    stopped = greedy_answers(
+        model, processor.tokenizer, prompts[:1], max_new_tokens=4, end_token_ids=(2,), stop_strings=(stop,)
+    )
+    assert stopped[0].text.startswith(stop)
+    assert not stopped[0].is_cut
+    assert len(stopped[0].text) < len(answers[0].text)
 
 
 def test_bad_images_are_left_out(tmp_path):
