@@ -5,10 +5,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from burnish.cli import app as cli
-from burnish.cli.errors import exit_code, shown_to_user
+from burnish.cli.errors import STORAGE, exit_code, shown_to_user
 from burnish.data.errors import DataError
 from burnish.runtime.guard import DivergedError
 from burnish.runtime.tree import CheckpointError
@@ -126,6 +129,16 @@ def test_a_run_started_from_python_is_continued_there(tmp_path):
     result = invoke("resume", str(tmp_path))
     assert result.exit_code == 2
     assert "trainer.train(resume_from_checkpoint=True)" in result.output
+
+
+def test_a_file_of_weights_that_cannot_be_read_or_written_is_a_matter_of_storage(tmp_path):
+    with pytest.raises(SafetensorError) as found:
+        save_file({"weight": torch.zeros(1)}, tmp_path / "no such directory" / "model.safetensors")
+    assert exit_code(found.value) == STORAGE
+    (tmp_path / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(SafetensorError) as found:
+        load_file(tmp_path / "model.safetensors")
+    assert exit_code(found.value) == STORAGE
 
 
 def test_a_run_without_checkpoints_cannot_be_continued(tmp_path):

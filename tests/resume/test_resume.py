@@ -187,6 +187,21 @@ def test_other_rows_are_refused(whole):
         trainer.train(resume_from_checkpoint=True)
 
 
+def test_a_run_that_has_made_all_of_its_steps_makes_no_more(tmp_path):
+    """Also where its last step lies in the middle of an epoch: Trainer looks only after a step."""
+    trainer = trainer_at(tmp_path / "run", max_steps=3)
+    trainer.train()
+    again = trainer_at(tmp_path / "run", max_steps=3)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 3
+    for name, weight in weights_of(trainer).items():
+        assert torch.equal(weight, weights_of(again)[name]), name
+    assert not (tmp_path / "run" / "checkpoint-4").exists()
+    assert [
+        event["step"] for event in read_events(tmp_path / "run" / "events.jsonl") if event["kind"] == "complete"
+    ] == [3]
+
+
 def test_resume_without_a_checkpoint_says_so(tmp_path):
     with pytest.raises(ValueError, match="no sound checkpoint"):
         trainer_at(tmp_path / "run").train(resume_from_checkpoint=True)

@@ -18,6 +18,7 @@ EXIT_CODES = {
     "burnish.data.errors.DataError": DATA,
     "burnish.runtime.guard.DivergedError": DIVERGED,
     "burnish.runtime.tree.CheckpointError": STORAGE,
+    "safetensors._safetensors_rust.SafetensorError": STORAGE,  # a full disk, a damaged file
 }
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError)

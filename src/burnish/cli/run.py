@@ -79,11 +79,12 @@ def run(runfile: RunFile, *, resume: bool = False, console: Console | None = Non
     finally:
         progress.stop()
     outcome = Outcome(narration.before, narration.after, narration.samples(), run_dir)
+    commands = [f"burnish resume {shlex.quote(str(run_dir))}"]  # saves it again, if there is a checkpoint of the end
     try:
         trainer.save_model(str(run_dir))
+        commands = next_commands(run_dir, runfile.method, num_steps=trainer.state.max_steps)
     finally:  # a disk that is full, or a hub that cannot be reached, does not hide what came of the run
         if trainer.is_world_process_zero():
-            commands = next_commands(run_dir, runfile.method, num_steps=trainer.state.max_steps)
             console.print(final_table(outcome.before, outcome.after, outcome.samples, run_dir, commands), crop=False)
     return outcome
 

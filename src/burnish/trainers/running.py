@@ -93,6 +93,15 @@ class RunningMixin(Host):
                 self.run.close()
                 self.run = None
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """An epoch; nothing of it in a run that has made all of its steps, where Trainer would make one more."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+            return
+        steps = self.state.global_step
+        self.tell("complete", f"The run has made all of its steps ({steps}), so nothing is trained.", step=steps)
+        self.control.should_training_stop = True
+
     def tell(self, kind: str, message: str, *, show: bool = True, **fields: Any) -> None:
         """Write an event of the run, and show its message unless told not to."""
         if self.run is not None:
