@@ -136,8 +136,14 @@ def test_without_turns_there_are_no_token_rewards():
 
 
 def test_no_answers():
-    table, _ = score("number", make_answers([]))
+    """As on a process that has none of an evaluation's last prompts: a function of the user's is not asked."""
+
+    def mean_of_none(completions, **_):
+        return [sum(map(len, completions)) / len(completions)] * len(completions)
+
+    table, log = score(mean_of_none, make_answers([]))
     assert table.rewards.shape == (0, 1)
+    assert log.events == ()
 
 
 # What functions log.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "invariants"))
 from online_training import (
@@ -61,6 +61,14 @@ def drawn_by(trainer) -> list:
 
     trainer._draw_prompts = draw
     return drawn
+
+
+def test_of_a_data_set_of_splits_train_is_drawn_from_and_each_is_evaluated(tmp_path):
+    rows = Dataset.from_list(make_prompts(6))
+    splits = DatasetDict({"train": rows.select(range(4)), "test": rows.select(range(4, 6))})
+    trainer = make_online_trainer(tmp_path / "run", rows=splits, eval_dataset=splits)
+    assert len(trainer.prompts) == 4
+    assert {name: len(part) for name, part in trainer.eval_dataset.items()} == {"train": 4, "test": 2}
 
 
 # Rewards.

@@ -16,7 +16,7 @@ from burnish import DPOConfig, DPOTrainer
 from burnish.data.errors import DataError
 from burnish.runtime.checkpoint import verify
 from burnish.runtime.rundir import checkpoints, read_events
-from conftest import make_rows
+from conftest import make_model, make_rows, make_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "invariants"))
 from training import make_trainer
@@ -173,3 +173,12 @@ def test_a_data_set_of_splits_is_no_mixture(tmp_path):
     splits = DatasetDict({"train": datasets.Dataset.from_list(ROWS[:5]), "test": datasets.Dataset.from_list(ROWS[5:9])})
     trainer = make_trainer(tmp_path / "run", rows=splits)
     assert (len(trainer.train_dataset), trainer.mixture) == (5, None)
+
+
+def test_each_split_of_held_out_rows_is_evaluated_by_itself(tmp_path):
+    splits = DatasetDict({"train": datasets.Dataset.from_list(ROWS[:5]), "test": datasets.Dataset.from_list(ROWS[5:9])})
+    args = DPOConfig(output_dir=str(tmp_path / "run"))
+    trainer = DPOTrainer(
+        make_model(), args, train_dataset=ROWS, eval_dataset=splits, processing_class=make_tokenizer()
+    )
+    assert {name: len(rows) for name, rows in trainer.eval_dataset.items()} == {"train": 5, "test": 4}

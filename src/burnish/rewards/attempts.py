@@ -91,9 +91,9 @@ class Attempts:
     stop_early: bool
 
     def score(self, rows: Sequence[int]) -> Outcome:
-        """Score them all."""
+        """Score them all; without rows, as on a process that has none of the last prompts, nothing is called."""
         outcome, start = Outcome(), time.perf_counter()
-        for part in [[row] for row in rows] if self.per_answer else [rows]:
+        for part in [[row] for row in rows] if self.per_answer or not rows else [rows]:
             self._score_part(part, self.seconds, self.retries, outcome)
             if self.stop_early and outcome.failures:
                 break

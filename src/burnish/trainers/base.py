@@ -37,7 +37,7 @@ from burnish.trainers.evaluation import EvaluationMixin
 from burnish.trainers.parts import cut, token_budget
 from burnish.trainers.persistence import PersistenceMixin
 from burnish.trainers.publishing import PublishingMixin
-from burnish.trainers.rows import RowsMixin, opened
+from burnish.trainers.rows import RowsMixin, chosen_splits, opened
 from burnish.trainers.running import RunningMixin
 from burnish.trainers.streaming import StreamEnd
 from burnish.types import LossOutput, Mean, TokenBatch, wide
@@ -59,8 +59,10 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, P
             directory of a saved adapter.
         args: the options; a subclass's `config_class` with its defaults if None.
         train_dataset: rows, a `datasets.Dataset`, a path (.jsonl, .json, .parquet, .csv), or a hub name; a mapping of
-            names to several of these, which are mixed; or a stream, a `datasets.IterableDataset`.
-        eval_dataset: rows as above, but no stream; or a mapping of names to several, each evaluated by itself.
+            names to several of these, which are mixed; a `DatasetDict`, whose split `train` is taken; or a stream, a
+            `datasets.IterableDataset`.
+        eval_dataset: rows as above, but no stream; or a mapping of names to several, each evaluated by itself, and so
+            are the splits of a `DatasetDict`.
         processing_class: the tokenizer, or the processor of a vision-language model; loaded from the model's name if
             None.
         data_collator: rows to parcels; `PreferenceCollator` if None.
@@ -99,6 +101,7 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, P
     ) -> None:
         check_versions()
         options = self.checked_args(args)
+        train_dataset, eval_dataset = chosen_splits(train_dataset, eval_dataset)
         with options.main_process_first(desc="reading data sets"):
             train_dataset, eval_dataset = opened(train_dataset), opened(eval_dataset)
         self.processing_class = processing_class or load_tokenizer(

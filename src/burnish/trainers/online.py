@@ -35,6 +35,7 @@ from burnish.trainers.prompt_evaluation import PromptEvaluationMixin
 from burnish.trainers.rollout_options import OnlineConfig
 from burnish.trainers.round_queue import RoundQueue
 from burnish.trainers.round_report import RoundReport
+from burnish.trainers.rows import chosen_splits
 from burnish.trainers.scoring import make_scorer
 from burnish.types import Answers, Completion, Mean, RewardTable, RolloutBatch, TokenBatch
 
@@ -97,6 +98,7 @@ class OnlineTrainer(OnlineReferenceMixin, PromptEvaluationMixin, PolicyTrainer, 
         self.queue, self.round_report = RoundQueue(), RoundReport()
         self.credit_entry = self.bind_advantage(options)
         self.scorer = make_scorer(reward_funcs, reward_processing_classes, options)
+        train_dataset, eval_dataset = chosen_splits(train_dataset, eval_dataset)
         given = self._checked_prompts(train_dataset=train_dataset, eval_dataset=eval_dataset)
         super().__init__(model, options, **given, **kwargs)
         self.scorer.to(options.device)

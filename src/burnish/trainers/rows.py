@@ -49,15 +49,13 @@ class RowsMixin(StreamingMixin):
         args = self.args
         if train_dataset is None:
             return None
-        if isinstance(train_dataset, Mapping) and not isinstance(train_dataset, DatasetDict | IterableDatasetDict):
+        if isinstance(train_dataset, Mapping):
             return self._mix(train_dataset)
         if args.dataset_weights is not None:
             raise ValueError(
                 f"dataset_weights={args.dataset_weights!r}, but train_dataset is one source: give a mapping of names "
                 "to sources, or remove dataset_weights"
             )
-        if isinstance(train_dataset, IterableDatasetDict):
-            train_dataset = pick_split(train_dataset, "train", "the stream")
         if isinstance(train_dataset, IterableDataset):
             return self._check_stream(train_dataset)
         self._refuse_buffer()
@@ -167,13 +165,24 @@ class RowsMixin(StreamingMixin):
         return self.get_eval_dataloader(test_dataset)
 
 
+def chosen_splits(train_dataset: Any, eval_dataset: Any) -> tuple[Any, Any]:
+    """What is trained on, and evaluated, of a data set of splits: its split `train`, and each split by itself.
+
+    Raises:
+        DataError: there is no split `train` to train on.
+    """
+    if isinstance(train_dataset, DatasetDict | IterableDatasetDict):
+        train_dataset = pick_split(train_dataset, "train", "train_dataset")
+    return train_dataset, dict(eval_dataset) if isinstance(eval_dataset, DatasetDict) else eval_dataset
+
+
 def opened(dataset: Any) -> Any:
     """The data set, read if it is a path, a name or a list: what is not there, or empty, is found before a model loads.
 
     Raises:
         DataError: see `load_rows`.
     """
-    if isinstance(dataset, str | Path | list | tuple | Dataset | DatasetDict):
+    if isinstance(dataset, str | Path | list | tuple | Dataset):
         return load_rows(dataset)
     if isinstance(dataset, Mapping) and not isinstance(dataset, IterableDatasetDict):
         return {name: opened(rows) for name, rows in dataset.items()}
