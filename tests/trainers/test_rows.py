@@ -178,7 +178,5 @@ def test_a_data_set_of_splits_is_no_mixture(tmp_path):
 def test_each_split_of_held_out_rows_is_evaluated_by_itself(tmp_path):
     splits = DatasetDict({"train": datasets.Dataset.from_list(ROWS[:5]), "test": datasets.Dataset.from_list(ROWS[5:9])})
     args = DPOConfig(output_dir=str(tmp_path / "run"))
-    trainer = DPOTrainer(
-        make_model(), args, train_dataset=ROWS, eval_dataset=splits, processing_class=make_tokenizer()
-    )
+    trainer = DPOTrainer(make_model(), args, train_dataset=ROWS, eval_dataset=splits, processing_class=make_tokenizer())
     assert {name: len(rows) for name, rows in trainer.eval_dataset.items()} == {"train": 5, "test": 4}
