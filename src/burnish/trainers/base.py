@@ -101,9 +101,8 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, P
     ) -> None:
         check_versions()
         options = self.checked_args(args)
-        train_dataset, eval_dataset = chosen_splits(train_dataset, eval_dataset)
         with options.main_process_first(desc="reading data sets"):
-            train_dataset, eval_dataset = opened(train_dataset), opened(eval_dataset)
+            train_dataset, eval_dataset = map(opened, chosen_splits(train_dataset, eval_dataset))
         self.processing_class = processing_class or load_tokenizer(
             model, trust_remote_code=options.trust_remote_code, init_kwargs=init_kwargs_of(options)
         )
