@@ -24,6 +24,7 @@ from burnish.data.shares import apportion
 from burnish.data.sources import load_rows, load_stream, split_rows
 from burnish.metrics import Estimate
 from burnish.report.console import ProgressLine, Sample, final_table
+from burnish.runtime.checkpoint import checkpoints
 from burnish.runtime.rundir import CONFIG, RunExistsError
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def run(runfile: RunFile, *, resume: bool = False, console: Console | None = Non
     finally:
         progress.stop()
     outcome = Outcome(narration.before, narration.after, narration.samples(), run_dir)
-    commands = [f"burnish resume {shlex.quote(str(run_dir))}"]  # saves it again, if there is a checkpoint of the end
+    commands = [f"burnish resume {shlex.quote(str(run_dir))}"] if checkpoints(run_dir) else []  # saves it again
     try:
         trainer.save_model(str(run_dir))
         commands = next_commands(run_dir, runfile.method, num_steps=trainer.state.max_steps)
