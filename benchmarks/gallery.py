@@ -10,7 +10,6 @@ GKD's teacher is the model that RLOO has trained before it.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -20,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from _commands import deliver, positive
+from _commands import deliver, make_parser, positive
 from _gallery import GALLERY, Algorithm
 from _processes import CHECKOUT, peer_python, say
 from _record import machine_facts, markdown_table, new_record
@@ -30,12 +29,10 @@ TRAIN = "from burnish.cli.app import main; main()"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--steps", type=positive, help="of each algorithm; unset: as its run file says")
     parser.add_argument("--only", nargs="+", choices=[a.name for a in GALLERY], help="these algorithms alone")
     parser.add_argument("--runs", metavar="DIR", help="keep the runs here; else they are deleted")
-    parser.add_argument("--peer-python", metavar="PATH", help="a Python with trl 1.16; else .venv-trl is made")
-    parser.add_argument("--write-results", action="store_true", help="keep what is printed in benchmarks/results/")
     args = parser.parse_args()
     machine, package = machine_facts(), trl_package(peer_python(args.peer_python))
     with tempfile.TemporaryDirectory(prefix="gallery-") as scratch:
@@ -43,10 +40,10 @@ def main() -> None:
         found: dict[str, Any] = {}
         for algorithm in chosen(args.only):
             say(f"{algorithm.title} …")
-            train(algorithm, folder, args.steps)
+            train(algorithm, folder, args.steps, threads=args.threads)
             found[algorithm.name] = outcome(algorithm, folder / algorithm.name)
     lines = {a.name: (own_lines(a), peer_lines(package, a.peer)) for a in GALLERY if a.name in found}
-    record = new_record(machine, algorithms=found, lines=lines)
+    record = new_record(machine, settings={"threads": args.threads}, algorithms=found, lines=lines)
     deliver(args, "gallery", record, page(found, lines, record))
 
 
@@ -57,7 +54,7 @@ def chosen(only: list[str] | None) -> Iterator[Algorithm]:
     return (algorithm for algorithm in GALLERY if algorithm.name in wanted)
 
 
-def train(algorithm: Algorithm, folder: Path, steps: int | None) -> None:
+def train(algorithm: Algorithm, folder: Path, steps: int | None, *, threads: int) -> None:
     """Its run file, into a directory of its own.
 
     Raises:
@@ -69,6 +66,7 @@ def train(algorithm: Algorithm, folder: Path, steps: int | None) -> None:
     settings = [part for name, value in options.items() for part in ("--set", f"{name}={value}")]
     command = [sys.executable, "-c", TRAIN, "train", str(algorithm.run_file), *settings]
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT / "src"), "HF_HUB_OFFLINE": "1"}
+    environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         tail = [*done.stdout.splitlines(), *done.stderr.splitlines()][-30:]
@@ -113,7 +111,8 @@ def page(found: Mapping[str, Any], lines: Mapping[str, tuple[int, int]], record:
     counted = "How lines are counted, and what was counted of TRL: `lines.py`. In brackets 95 % intervals."
     head = f"# The gallery, {record['date']}\n\n`{record['command']}`, commit {record['commit']}"
     return (
-        f"{head}\n\n{meaning} {counted}\n\n{markdown_table(header, rows)}\n\nMachine: {record['machine']['summary']}."
+        f"{head}\n\n{meaning} {counted}\n\n{markdown_table(header, rows)}\n\n"
+        f"{record['settings']['threads']} threads. Machine: {record['machine']['summary']}."
     )
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,10 +19,11 @@ UNREPEATABLE = ("runtime", "per_second", "step_time", "epoch")  # parts of names
 
 def launch(processes: int, script: Path, *arguments: Any) -> subprocess.CompletedProcess[str]:
     """A script on so many processes (gloo); on one without a launcher."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    command = [sys.executable, *launcher, str(script), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    with tempfile.TemporaryDirectory() as logs:  # else the launcher leaves a directory of its own behind
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", f"--log-dir={logs}"]
+        command = [sys.executable, *(launcher if processes > 1 else []), str(script), *map(str, arguments)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
 def train_on(

@@ -41,11 +41,11 @@ def gradient_of_processes(trial: Trial, case: Case) -> Tensor:
         "processes": trial.processes,
     }
     (place / "trial.json").write_text(json.dumps(described), encoding="utf-8")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={trial.processes}"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--log-dir={place}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     done = subprocess.run(
-        [*launcher, "-m", "burnish.testing.ranks", str(place)],
+        [*launcher, f"--nproc_per_node={trial.processes}", "-m", "burnish.testing.ranks", str(place)],
         env=environment,
         capture_output=True,
         text=True,
