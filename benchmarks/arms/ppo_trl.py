@@ -21,7 +21,7 @@ def make_trainer(job: Job, models: Models) -> PPOTrainer:
     rows = [{"input_ids": tokenizer(text, add_special_tokens=False)["input_ids"]} for text in prompts]
     # TRL draws one answer to a prompt: several are as many rows.
     dataset = Dataset.from_list([row for row in rows for _ in range(job["num_generations"])])
-    return PPOTrainer(
+    trainer = PPOTrainer(
         # No stop token: every answer gets its full length.
         args=PPOConfig(**training_options(job), num_sample_generations=0),
         processing_class=tokenizer,
@@ -32,6 +32,9 @@ def make_trainer(job: Job, models: Models) -> PPOTrainer:
         train_dataset=dataset,
         eval_dataset=dataset,
     )
+    # Else accelerate has the optimizer step after each micro-batch of the last round that a pass over the prompts has.
+    trainer.accelerator.gradient_state.plugin_kwargs["sync_with_dataloader"] = False
+    return trainer
 
 
 def watch(trainer: Any, phases: Phases) -> None:
