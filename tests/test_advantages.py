@@ -109,6 +109,13 @@ def test_gdpo():
     assert found == pytest.approx([expected, -expected], abs=1e-12)
 
 
+def test_gdpo_leaves_out_groups_that_agree():
+    """Groups of a varying function beside one in which none varies: its answers have 0 after whitening too."""
+    found = column("gdpo", make_table([1.0, 0.0, 5.0, 5.0]), [0, 0, 1, 1])
+    assert found[0] == -found[1] > 0
+    assert found[2:] == [0.0, 0.0]
+
+
 def test_reinforce_pp():
     """Rewards 0, 2, 4, 6 of four prompts: mean 3, variance 20 / 3."""
     found = column("reinforce_pp", make_table([0.0, 2.0, 4.0, 6.0]), [0, 1, 2, 3])

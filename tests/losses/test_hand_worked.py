@@ -125,6 +125,7 @@ def test_dpop():
     assert call("dpop", make_pair(**ONE), beta=0.5) == pytest.approx([nll(0.5)], abs=1e-12)
     fallen = make_pair(chosen=[-1.0], rejected=[1.0])
     assert call("dpop", fallen, beta=0.5, dpop_lambda=3.0) == pytest.approx([nll(-2.5)], abs=1e-12)
+    assert call("dpop", fallen, beta=0.5) == pytest.approx([nll(-26.0)], abs=1e-12)  # the paper's lambda: 50
 
 
 def test_simpo():
@@ -187,9 +188,10 @@ def test_odpo_and_margin():
     assert call("margin_dpo", pair, beta=0.5) == pytest.approx([nll(-1.5)], abs=1e-12)
 
 
-def test_odpo_needs_a_margin_above_0():
-    with pytest.raises(ValueError, match=r"smallest is -1\.0: remove rows"):
-        call("odpo", make_pair(**ONE, margin=[-1.0]), beta=0.5)
+@pytest.mark.parametrize("margin", [-1.0, 0.0])
+def test_odpo_needs_a_margin_above_0(margin):
+    with pytest.raises(ValueError, match=rf"smallest is {margin}: remove rows"):
+        call("odpo", make_pair(**ONE, margin=[margin]), beta=0.5)
 
 
 @pytest.mark.parametrize("name", ["odpo", "margin_dpo"])

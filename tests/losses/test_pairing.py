@@ -89,10 +89,15 @@ def test_margin_and_divergence_come_along():
 
 
 def test_wpo_weights():
-    """Chosen: p = ½, sum p² = ½ twice: weight exp(log 1) = 1. Rejected: p = ¼, sum p² = ½: ½. Product ½."""
+    """p = ½ and sum p² = ½ twice: weight exp(log 1) = 1; p = ¼, sum p² = ½: ½; ¼ and 1, the other 1: (¼ 1)^½ = ½.
+
+    The pairs are the first row with each of the others: ½ and ½. Of the last row with itself: ¼.
+    """
     half, quarter = math.log(0.5), math.log(0.25)
-    stats = make_stats([[half, half], [quarter, 0]], [[1, 1], [1, 0]], sum_p2=[[0.5, 0.5], [0.5, 0.0]])
-    assert wpo_weights(stats, make_batch()).item() == pytest.approx(0.5, abs=1e-12)
+    logps, mask = [[half, half], [quarter, 0], [quarter, half]], [[1, 1], [1, 0], [1, 1]]
+    stats = make_stats(logps, mask, sum_p2=[[0.5, 0.5], [0.5, 0.0], [1.0, 0.5]])
+    weights = wpo_weights(stats, make_batch(((0, 1), (0, 2), (2, 2)), 3))
+    assert weights.tolist() == pytest.approx([0.5, 0.5, 0.25], abs=1e-12)
 
 
 def test_wpo_weights_are_at_most_1_and_carry_no_gradient():

@@ -23,6 +23,13 @@ def test_ties_are_kept_together():
     assert threshold == 1.0
 
 
+@pytest.mark.parametrize("share", [0.1, 0.7, 0.9])
+def test_a_share_that_binary_numbers_miss(share):
+    """1 - share times the last place is a whole number but for rounding: the token there is kept, not the next."""
+    threshold = entropy_threshold(torch.arange(1001, dtype=torch.float64), top_entropy_quantile=share)
+    assert threshold == round(1000 * (1 - share))
+
+
 def test_mask_keeps_to_trained_tokens():
     entropy = torch.tensor([[2.0, 0.5, 9.0], [1.0, 3.0, 9.0]])
     mask = torch.tensor([[True, True, False], [True, True, False]])
@@ -50,6 +57,14 @@ def test_off_policy_answers():
     advantages = torch.tensor([[-1.0], [-1.0], [1.0], [-1.0]])
     found = off_policy_mask(advantages, logps, sampler_logps, mask, off_policy_mask_threshold=1.0)
     assert found.tolist() == [[True], [False], [True], [True]]
+
+
+def test_at_the_threshold_and_without_advantage_all_is_kept():
+    """Gaps of 1 and of 3 nats where 1 is allowed: a bad answer is kept at the threshold, and one of 0 anywhere."""
+    logps, sampler_logps = torch.tensor([[-2.0], [-4.0], [-4.0]]), torch.full((3, 1), -1.0)
+    advantages, mask = torch.tensor([[-1.0], [0.0], [-0.5]]), torch.ones(3, 1).bool()
+    found = off_policy_mask(advantages, logps, sampler_logps, mask, off_policy_mask_threshold=1.0)
+    assert found.tolist() == [[True], [True], [False]]
 
 
 def test_off_policy_by_token():
