@@ -23,6 +23,12 @@ def test_without_a_clip():
     assert (result.losses.tolist(), dict(result.metrics)) == ([[2.0]], {})
 
 
+def test_an_estimate_may_move_by_a_fifth_unless_told():
+    """From 1 to 3, the return: without error, but only 1.2 counts; and the same downwards."""
+    result = value_loss(torch.tensor([[3.0, 1.0]]), torch.tensor([[1.0, 3.0]]), torch.tensor([[3.0, 1.0]]))
+    assert result.losses[0].tolist() == pytest.approx([1.8**2 / 2] * 2)
+
+
 @pytest.mark.parametrize("cliprange_value", [None, 0.3])
 def test_gradcheck(cliprange_value):
     values, old_values, returns = torch.rand(3, 2, 4, generator=torch.Generator().manual_seed(0)).double()

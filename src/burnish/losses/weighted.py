@@ -57,7 +57,7 @@ def sapo(tokens: PolicyTokens, *, sapo_temperature_pos: float = 1.0, sapo_temper
             "must be above 0; the paper has 1.0 and 1.05"
         )
     ratio = exp_ratio(tokens.required_log_ratio)
-    tau = torch.where(tokens.advantages > 0, sapo_temperature_pos, sapo_temperature_neg).to(ratio.dtype)
+    tau = torch.where(tokens.advantages > 0, ratio.new_tensor(sapo_temperature_pos), sapo_temperature_neg)
     return TokenLoss(losses=-4 / tau * torch.sigmoid(tau * (ratio - 1)) * tokens.advantages)
 
 
@@ -85,8 +85,8 @@ def vespo(
         log_ratio = log_ratio + torch.where(tokens.mask, correction, 0.0)
     log_w = log_ratio.sum(1, keepdim=True).clamp(SMALLEST_LOG_WEIGHT, LARGEST_LOG_WEIGHT)  # (N, 1)
     is_good = tokens.advantages >= 0
-    k = torch.where(is_good, vespo_k_pos, vespo_k_neg).to(log_w.dtype)
-    rate = torch.where(is_good, vespo_lambda_pos, vespo_lambda_neg).to(log_w.dtype).clamp(min=1e-4)
+    k = torch.where(is_good, log_w.new_tensor(vespo_k_pos), vespo_k_neg)
+    rate = torch.where(is_good, log_w.new_tensor(vespo_lambda_pos), vespo_lambda_neg).clamp(min=1e-4)
     phi = (rate + k * log_w - rate * log_w.exp()).exp()
     return TokenLoss(losses=-phi * tokens.advantages * tokens.logps, metrics={"vespo/phi_seq_mean": phi})
 
