@@ -266,12 +266,14 @@ def test_a_function_of_the_user_is_checked():
         return rewards.total()
 
     def undefined(rewards, prompt_index):
-        return rewards.rewards[:, :1] / 0
+        return torch.tensor([[0.0], [math.inf], [0.0], [-math.inf]])
 
-    with pytest.raises(ValueError, match=r"'flat' returned shape \(12,\) for 12 answers of up to 5 tokens"):
+    shapes = r"'flat' returned shape \(12,\) for 12 answers of up to 5 tokens: return \(12, 1\), or \(12, 5\)"
+    with pytest.raises(ValueError, match=shapes):
         compute_advantages(advantages.entry(flat), table, prompt_index, mask)
-    with pytest.raises(ValueError, match=r"'undefined' is not finite for answer .* \{'a': "):
-        compute_advantages(advantages.entry(undefined), table, prompt_index, mask)
+    table, mask = make_table([1.0, 2.0, 3.0, 4.0]), torch.ones(4, 1, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"'undefined' is not finite for answer 1 .* \{'r0': 2\.0\}"):
+        compute_advantages(advantages.entry(undefined), table, torch.zeros(4).long(), mask)
 
 
 def test_a_function_of_the_user_may_leave_unscored_rows_alone():

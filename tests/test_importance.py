@@ -111,7 +111,8 @@ def test_finite_at_extremes_and_without_gradient(name):
 @pytest.mark.parametrize("bounds", [{"clip_max": 0.5}, {"clip_min": 2.0}, {"clip_min": -1.0}])
 @pytest.mark.parametrize("name", EVERY)
 def test_bounds_hold_one(name, bounds):
-    with pytest.raises(ValueError, match="has to hold 1"):
+    message = "has to hold 1, the weight of a token that sampler and policy agree on: 0 <= clip_min <= 1 <= clip_max"
+    with pytest.raises(ValueError, match=message):
         correct(name, **bounds)
 
 
@@ -147,6 +148,7 @@ def test_whole_answers_are_kept_up_to_3_by_default():
     """As answers the rows are 2 and 4."""
     assert correct("sequence_truncate").weights[:, 0].tolist() == pytest.approx([2.0, 3.0])
     assert correct("sequence_mask").weights[:, 0].tolist() == pytest.approx([2.0, 0.0])
+    assert correct("sequence_mask", [[0.5, 1.0, 7.0, 1.0], [2.0, 1.25, 1.0, 1.0]]).weights[:, 0].tolist() == [0.0, 2.5]
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -99,7 +99,7 @@ def test_gradients_of_levels():
 
 
 def test_no_ratio():
-    tokens = with_ratio(make_tokens([[2.0]], [[1.0]]), "none")
+    tokens = with_ratio(with_ratio(make_tokens([[2.0]], [[1.0]]), "token"), "none")
     with pytest.raises(ValueError, match="with_ratio"):
         _ = tokens.required_log_ratio
 
@@ -127,6 +127,12 @@ def test_importance_sampling_level(name):
                 ratio_level(entry, level)
 
 
+def test_the_levels_of_a_loss_are_named():
+    message = "'none' does not go .* 'grpo', whose ratio is 'token' or 'sequence' or 'sequence_token': leave it"
+    with pytest.raises(ValueError, match=message):
+        ratio_level(policy_losses["grpo"], "none")
+
+
 def test_another_level_makes_grpo_gspo():
     tokens = random_tokens()
     asked = apply_policy_loss(policy_losses["grpo"], tokens, importance_sampling_level="sequence")
@@ -145,6 +151,20 @@ def test_clip_values():
     assert bad.losses.tolist() == [pytest.approx([0.8, 1.2, 1.5])]
     assert bad.metrics["clip_ratio/low_mean"].tolist() == [[1.0, 0.0, 0.0]]
     assert bad.metrics["clip_ratio/region_mean"].tolist() == [[1.0, 0.0, 0.0]]
+
+
+def test_a_clip_counts_what_lies_beyond_its_interval():
+    """Ratios at the ends of the interval, exactly, are inside it; without an advantage nothing is clipped."""
+    ends = make_tokens([[0.5, 1.5]] * 2, [[1.0], [-1.0]])
+    beyond = make_tokens([[0.25, 4.0]], [[0.0]])
+    for tokens in (ends, beyond):
+        assert not run("grpo", tokens, epsilon=0.5).metrics["clip_ratio/region_mean"].any()
+
+
+def test_an_interval_may_have_no_width():
+    tokens = make_tokens([[0.5, 1.5]], [[1.0]])
+    assert run("grpo", tokens, epsilon=0.0).losses.tolist() == [pytest.approx([-0.5, -1.0])]
+    assert run("grpo", tokens, epsilon_high=0.0).losses.tolist() == [pytest.approx([-0.5, -1.0])]
 
 
 def test_clip_gradients():
@@ -178,8 +198,11 @@ def test_dual_clip_is_its_formula(c):
     ratio, advantages = (tokens.logps - tokens.old_logps).exp(), tokens.advantages
     surrogate = torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
     expected = -torch.where(advantages < 0, torch.maximum(surrogate, c * advantages), surrogate)
-    found = run("dual_clip", replace(tokens, importance_weights=None), dual_clip_c=c).losses
+    plain = replace(tokens, importance_weights=None)
+    found = run("dual_clip", plain, dual_clip_c=c).losses
     torch.testing.assert_close(found[tokens.mask], expected[tokens.mask])
+    wider = run("dual_clip", plain, epsilon=0.4, dual_clip_c=c).losses
+    torch.testing.assert_close(wider, run("grpo", plain, epsilon=0.4, delta=c).losses)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +210,7 @@ def test_dual_clip_is_its_formula(c):
     [
         ({"epsilon": -0.1}, "epsilon=-0.1"),
         ({"epsilon_high": -0.1}, "epsilon_high=-0.1"),
-        ({"epsilon": 0.2, "delta": 1.2}, "delta=1.2 bounds the ratio"),
+        ({"epsilon": 0.2, "delta": 1.2}, r"delta=1\.2 bounds .* ends at 1\.2: set it above that, or to None"),
     ],
 )
 def test_intervals_that_are_none(hyper_parameters, message):
@@ -404,9 +427,17 @@ def test_every_row_passes_the_check(name):
     ("function", "error", "message"),
     [
         (lambda tokens: -tokens.logps, TypeError, "returned Tensor: return TokenLoss"),
-        (lambda tokens: TokenLoss(losses=-tokens.logps.mean()), ValueError, r"losses of shape \(\)"),
+        (
+            lambda tokens: TokenLoss(losses=-tokens.logps.mean()),
+            ValueError,
+            r"losses of shape \(\) .* to three tokens: return \(N, T\), one .* answer, not a sum or a mean$",
+        ),
         (lambda tokens: TokenLoss(losses=-tokens.logps.sum(1)), ValueError, r"losses of shape \(2,\)"),
-        (lambda tokens: TokenLoss(losses=tokens.advantages), ValueError, "do not depend on the policy"),
+        (
+            lambda tokens: TokenLoss(losses=tokens.advantages),
+            ValueError,
+            "do not depend on the policy: compute them from `logps` or `log_ratio`, which have a gradient$",
+        ),
         (
             lambda tokens: TokenLoss(losses=-tokens.logps, metrics={"share": torch.ones(3)}),
             ValueError,
@@ -417,6 +448,25 @@ def test_every_row_passes_the_check(name):
 def test_a_loss_of_the_user_is_checked(function, error, message):
     with pytest.raises(error, match=message):
         check_policy_loss(policy_losses.entry(function))
+
+
+def test_a_loss_of_the_user_is_checked_on_two_answers():
+    """One good and one bad, of three trained tokens and of two, as likely as for the old policy, with entropies."""
+    seen = []
+
+    def mine(tokens):
+        seen.append(tokens)
+        return TokenLoss(losses=-tokens.required_log_ratio * tokens.advantages)
+
+    for level in ("token", "sequence"):
+        check_policy_loss(policy_losses.entry(mine), level)
+    tokens, by_answer = seen
+    assert (tokens.logps == -1.0).all()
+    assert (tokens.log_ratio.shape, by_answer.log_ratio.shape) == ((2, 3), (2, 1))
+    assert (tokens.log_ratio == 0.0).all()
+    assert tokens.advantages.tolist() == [[1.0], [-1.0]]
+    assert tokens.mask.tolist() == [[True] * 3, [True, True, False]]
+    assert tokens.entropy.shape == (2, 3)
 
 
 def test_a_loss_of_the_user_has_the_facts_of_the_table():

@@ -45,7 +45,8 @@ def test_padding_is_never_read(aggregation):
 
 
 def test_the_constant_is_asked_for():
-    with pytest.raises(ValueError, match="max_completion_length=None"):
+    message = r"max_completion_length=None.*set it to the longest answer that may be sampled"
+    with pytest.raises(ValueError, match=message):
         reduce_tokens(LOSSES, MASK, aggregation="token_sum_norm")
 
 

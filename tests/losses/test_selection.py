@@ -45,7 +45,9 @@ def test_a_round_without_tokens_keeps_none():
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.1])
 def test_a_share_is_in_0_1(share):
-    with pytest.raises(ValueError, match=f"top_entropy_quantile={share}"):
+    with pytest.raises(
+        ValueError, match=f"top_entropy_quantile={share} .* keeps the fifth with the highest entropy, 1 keeps all"
+    ):
         entropy_threshold(torch.ones(3), top_entropy_quantile=share)
 
 
