@@ -32,15 +32,16 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--steps", type=positive, help="of each algorithm; unset: as its run file says")
     parser.add_argument("--only", nargs="+", choices=[a.name for a in GALLERY], help="these algorithms alone")
-    parser.add_argument("--runs", metavar="DIR", help="keep the runs here; else they are deleted")
+    parser.add_argument("--runs", metavar="DIR", help="keep the runs here, and take those that have ended")
     args = parser.parse_args()
     machine, package = machine_facts(), trl_package(peer_python(args.peer_python))
     with tempfile.TemporaryDirectory(prefix="gallery-") as scratch:
         folder = Path(args.runs or scratch).absolute()
         found: dict[str, Any] = {}
         for algorithm in chosen(args.only):
-            say(f"{algorithm.title} …")
-            train(algorithm, folder, args.steps, threads=args.threads)
+            if not has_ended(folder / algorithm.name):
+                say(f"{algorithm.title} …")
+                train(algorithm, folder, args.steps, threads=args.threads)
             found[algorithm.name] = outcome(algorithm, folder / algorithm.name)
     lines = {a.name: (own_lines(a), peer_lines(package, a.peer)) for a in GALLERY if a.name in found}
     record = new_record(machine, settings={"threads": args.threads}, algorithms=found, lines=lines)
@@ -71,6 +72,12 @@ def train(algorithm: Algorithm, folder: Path, steps: int | None, *, threads: int
     if done.returncode:
         tail = [*done.stdout.splitlines(), *done.stderr.splitlines()][-30:]
         raise SystemExit("\n".join([*tail, f"{algorithm.title} failed with code {done.returncode}"]))
+
+
+def has_ended(run_dir: Path) -> bool:
+    """Whether there is a run, with its held-out measure after training."""
+    events = run_dir / "events.jsonl"
+    return events.exists() and any(e.get("when") == "after" for e in _read(events) if e.get("kind") == "measured")
 
 
 def outcome(algorithm: Algorithm, run_dir: Path) -> dict[str, Any]:
