@@ -130,8 +130,8 @@ def _text(x: float, y: float, text: str, anchor: str, *, weight: str = "normal")
 
 
 def _short(value: float) -> str:
-    """A number as it stands at an axis: 0.5, 64, 2k, 1.5M."""
+    """A number as it stands at an axis: 0.5, 64, 2k, 131k, 1.5M."""
     for unit, letter in ((1e6, "M"), (1e3, "k")):
         if value >= 10 * unit or (value >= unit and value % unit == 0):
-            return f"{value / unit:g}{letter}"
+            return f"{value / unit:.3g}{letter}"
     return f"{value:.4g}"
