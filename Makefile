@@ -59,7 +59,7 @@ $(DOCS_VENV)/.ready: pyproject.toml
 mutants: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt mutmut==3.8.1
 	$(BIN)/python tools/mutants.py run $(ONLY)
-	$(BIN)/python tools/mutants.py results
+	$(BIN)/python tools/mutants_page.py
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

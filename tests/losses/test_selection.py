@@ -8,7 +8,7 @@ import torch
 from burnish.losses.selection import entropy_threshold, off_policy_mask, top_entropy_mask
 
 
-@pytest.mark.parametrize(("share", "kept"), [(0.2, 3), (0.3, 4), (0.5, 6), (1.0, 11), (0.05, 1)])
+@pytest.mark.parametrize(("share", "kept"), [(0.2, 3), (0.3, 4), (0.36, 4), (0.5, 6), (1.0, 11), (0.05, 1)])
 def test_top_share(share, kept):
     """Of 11 tokens those at or above the (1 - share) quantile, as numpy's linear interpolation has it."""
     entropies = torch.arange(11, dtype=torch.float64).flip(0)
