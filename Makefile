@@ -55,11 +55,11 @@ $(DOCS_VENV)/.ready: pyproject.toml
 	$(DOCS_VENV)/bin/python -m pip install --quiet --group docs
 	touch $@
 
-# Which changes to the pure core the tests would not notice: make mutants, or make mutants ONLY="burnish.importance*".
+# Which changes to the pure core the tests do not notice: into docs/mutants.md, or with ONLY="burnish.importance*" a list.
 mutants: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt mutmut==3.8.1
 	$(BIN)/python tools/mutants.py run $(ONLY)
-	$(BIN)/python tools/mutants_page.py
+	$(BIN)/python $(if $(ONLY),tools/mutants.py results,tools/mutants_page.py)
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
