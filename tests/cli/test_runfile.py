@@ -90,7 +90,7 @@ def test_ten_planted_mistakes_are_ten_problems(write):
         ("learning_rate=-1", "0 or more"),
         ("beta=0", "above 0"),
         ("beta=.nan", "a finite number"),
-        ("max_length=0", "1 or more, or null"),
+        ("max_length=0", "2 or more, or null"),
         ("max_length=1.5", "a whole number"),
         ("max_steps=0", "or -1"),
         ("logging_steps=2.5", "a share of the run"),

@@ -73,7 +73,16 @@ def test_loss_type_may_be_a_function(make_config):
         ({"on_bad_row": "skip"}, r"on_bad_row='skip'; allowed: error, drop"),
         ({"cpu_tuning": "on"}, r"cpu_tuning='on'; allowed: auto, off"),
         ({"truncation_mode": "middle"}, r"truncation_mode='middle'; allowed: keep_start, keep_end"),
-        ({"max_skipped_steps": 0}, r"max_skipped_steps=0; allowed: 1 or more"),
+        ({"max_skipped_steps": 0}, r"max_skipped_steps=0; allowed: whole numbers from 1$"),
+        ({"per_device_train_batch_size": 0}, r"per_device_train_batch_size=0; allowed: whole numbers from 1"),
+        ({"gradient_accumulation_steps": 0}, r"gradient_accumulation_steps=0; allowed: whole numbers from 1"),
+        ({"gradient_accumulation_steps": True}, r"gradient_accumulation_steps=True; allowed: whole numbers from 1"),
+        ({"max_steps": 2.5}, r"max_steps=2.5; allowed: whole numbers from -1"),
+        ({"weight_decay": -0.1}, r"weight_decay=-0.1; allowed: 0 or more$"),
+        ({"learning_rate": float("nan")}, r"learning_rate=nan; allowed: 0 or more$"),
+        ({"adam_beta1": 1.0}, r"adam_beta1=1.0; allowed: 0 up to, but not including, 1$"),
+        ({"ld_alpha": 1.5}, r"ld_alpha=1.5; allowed: 0 to 1$"),
+        ({"ref_model_mixup_alpha": 0.0, "sync_ref_model": True}, r"mixup_alpha=0.0; allowed: above 0 up to 1$"),
     ],
     ids=str,
 )
@@ -173,3 +182,15 @@ def test_flags_of_trl_are_read_too(tmp_path):
     flags = "--num_ppo_epochs 2 --response_length 9 --cliprange 0.1 --missing_eos_penalty 1.0 --stop_token eos"
     (args,) = HfArgumentParser(PPOConfig).parse_args_into_dataclasses(["--output_dir", str(tmp_path), *flags.split()])
     assert (args.num_iterations, args.max_completion_length, args.epsilon) == (2, 9, 0.1)
+
+
+def test_an_option_of_the_user_has_no_range_of_the_library():
+    """`gamma` of PPO is at most 1, and that of a loss of one's own is whatever it is."""
+
+    @dataclass
+    class Own(DPOConfig):
+        gamma: float = arg(1.4, "A margin.")
+
+    assert Own(output_dir="unused").gamma == 1.4
+    with pytest.raises(ValueError, match="beta=-1; allowed: above 0"):
+        Own(output_dir="unused", beta=-1)

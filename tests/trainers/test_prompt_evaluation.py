@@ -205,7 +205,7 @@ def test_rows_that_are_not_prepared_yet(tmp_path):
 
 
 def test_evaluation_needs_prompts(tmp_path):
-    with pytest.raises(ValueError, match="evaluation needs eval_dataset"):
+    with pytest.raises(ValueError, match="evaluation needs eval_dataset: give one"):
         make_online_trainer(tmp_path).evaluate()
 
 

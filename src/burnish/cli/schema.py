@@ -18,7 +18,6 @@ from typing import Any, Literal, Union
 
 from burnish.advantages import advantages
 from burnish.cli.methods import METHODS, Method, load
-from burnish.cli.ranges import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, RANGES
 from burnish.data.prompt_rows import RESERVED_COLUMNS
 from burnish.data.sources import FILE_KINDS
 from burnish.importance import importance_corrections
@@ -32,6 +31,7 @@ from burnish.rewards.choices import ISOLATIONS, POLICIES
 from burnish.trainers.config import CHOICES, REFUSED
 from burnish.trainers.online import OnlineTrainer
 from burnish.trainers.ppo_options import CRITICS, REWARD_SCALINGS
+from burnish.trainers.ranges import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, is_known, ranges_of
 from burnish.trainers.rollout_options import RolloutOptions
 
 SCHEMA_PATH = Path(__file__).with_name("schema.json")
@@ -225,16 +225,14 @@ def training_of(method: Method) -> dict[str, Any]:
     """The schema of `training` for a method, the library's or a user's."""
     config, trainer = load(method)
     hints = typing.get_type_hints(config)
-    options = [item for item in fields(config) if item.init]
+    options, ranges = [item for item in fields(config) if item.init], ranges_of(config)
     properties = {
-        item.name: _option(item, hints[item.name]) if is_known(item.name, config) else _own_option(item, hints)
+        item.name: _option(item, hints[item.name], ranges) if is_known(item.name, config) else _own_option(item, hints)
         for item in options
     }
     losses: Any = {} if trainer.loss_table is None else trainer.loss_table
     if losses and "loss_type" in properties:
         properties["loss_type"] |= _loss_type(losses, several=isinstance(properties["loss_type"]["default"], list))
-    if (beta := properties.get("beta", {})).get("default") == 0 and "exclusiveMinimum" in beta:
-        beta["minimum"] = beta.pop("exclusiveMinimum")
     if issubclass(config, RolloutOptions):
         properties["num_generations"]["minimum"] = config.fewest_generations
     if "judge" in properties:
@@ -287,12 +285,6 @@ def _known_type(annotation: Any) -> dict[str, Any]:
     return {"anyOf": sorted(kind["anyOf"], key=json.dumps)} if "anyOf" in kind else kind
 
 
-def is_known(name: str, config: type) -> bool:
-    """An option of the library's or of transformers', and none that a user's configuration adds."""
-    bases = [base for base in config.__mro__ if base.__module__.split(".")[0] in ("burnish", "transformers")]
-    return any(name in inspect.get_annotations(base) for base in bases)
-
-
 def _described(field: Field[Any]) -> dict[str, Any]:
     default = field.default if field.default is not MISSING else field.default_factory()  # pyright: ignore[reportCallIssue]
     return {"default": default, "description": " ".join(field.metadata.get("help", "").replace("%%", "%").split())}
@@ -303,7 +295,7 @@ def _own_option(field: Field[Any], hints: Mapping[str, Any]) -> dict[str, Any]:
     return {**_known_type(hints[field.name]), **_described(field)}
 
 
-def _option(field: Field[Any], annotation: Any) -> dict[str, Any]:
+def _option(field: Field[Any], annotation: Any, ranges: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     """Type, range, default and sentence of one option; for a refused one, what is left of it and why."""
     described = _described(field)
     if field.name in REFUSED:
@@ -317,7 +309,7 @@ def _option(field: Field[Any], annotation: Any) -> dict[str, Any]:
     kind = type_schema(annotation)
     for variant in kind.get("anyOf", [kind]):
         if variant.get("type") in ("integer", "number"):
-            variant.update(RANGES.get(field.name, {}))
+            variant.update(ranges.get(field.name, {}))
     return {**kind, **described}
 
 

@@ -21,6 +21,7 @@ from burnish.compat import resolve_checkpointing
 from burnish.data.kinds import PREFERENCES
 from burnish.models.lean import LEAN
 from burnish.models.sharing import SHARING
+from burnish.trainers.ranges import check_ranges
 
 # TrainingArguments field -> (values that are fine, why the others are not).
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -185,14 +186,7 @@ class PolicyConfig(DataOptions):
         for name, allowed in CHOICES.items():
             if name in known and getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}; allowed: {', '.join(allowed)}")
-        if self.token_budget is not None and self.token_budget < 0:
-            raise ValueError(
-                f"token_budget={self.token_budget}; allowed: 1 or more, 0 for uncut micro-batches, or unset"
-            )
-        if self.max_skipped_steps < 1:
-            raise ValueError(f"max_skipped_steps={self.max_skipped_steps}; allowed: 1 or more")
-        if self.save_total_limit is not None and self.save_total_limit < 1:
-            raise ValueError(f"save_total_limit={self.save_total_limit}; allowed: 1 or more, or unset to keep all")
+        check_ranges(self)
         multiple = self.pad_to_multiple_of
         if multiple is not None and not (str(multiple).isdecimal() and int(multiple) > 0):
             raise ValueError(f"pad_to_multiple_of={multiple!r}; allowed: 1 or more, 'auto', or unset")

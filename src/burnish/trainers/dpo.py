@@ -66,14 +66,6 @@ class DPOConfig(ReferenceOptions, SamplingOptions):
         super().__post_init__()
         self.loss_type = list(self.loss_type) if isinstance(self.loss_type, list | tuple) else [self.loss_type]
         check_losses(self.loss_type, self.loss_weights)
-        if not self.beta > 0:
-            raise ValueError(f"beta={self.beta!r}; allowed: above 0")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(f"label_smoothing={self.label_smoothing!r}; allowed: 0 up to, but not including, 0.5")
-        if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
-            raise ValueError(f"ld_alpha={self.ld_alpha!r}; allowed: 0 to 1, or None for no weighting")
-        if not self.discopop_tau > 0:
-            raise ValueError(f"discopop_tau={self.discopop_tau!r}; allowed: above 0")
 
 
 class DPOTrainer(SamplingMixin, ReferringTrainer):

@@ -46,8 +46,6 @@ class GRPOConfig(PolicyLossOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.beta >= 0:
-            raise ValueError(f"beta={self.beta!r}; allowed: 0 or more")
         if self.multi_objective_aggregation not in ("sum_then_normalize", "normalize_then_sum"):
             raise ValueError(
                 f"multi_objective_aggregation={self.multi_objective_aggregation!r}; allowed: sum_then_normalize, "

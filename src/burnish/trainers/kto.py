@@ -60,12 +60,6 @@ class KTOConfig(ReferenceOptions):
 
     row_kind = JUDGED
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("beta", "desirable_weight", "undesirable_weight"):
-            if not vars(self)[name] > 0:
-                raise ValueError(f"{name}={vars(self)[name]!r}; allowed: above 0")
-
 
 class KTOTrainer(ReferringTrainer):
     """Kahneman-Tversky optimisation.

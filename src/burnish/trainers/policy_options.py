@@ -43,12 +43,3 @@ class PolicyLossOptions(OnlineConfig):
     entropy_coef_max: float = arg(1.0, "Largest entropy_coef, if it is moved.")
     entropy_coef_delta: float = arg(0.005, "By how much entropy_coef is moved after a step.")
     entropy_target: float = arg(0.2, "The entropy in nats that it is moved towards.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.top_entropy_quantile <= 1:
-            raise ValueError(f"top_entropy_quantile={self.top_entropy_quantile!r}; allowed: above 0 up to 1")
-        if self.off_policy_mask_threshold is not None and not self.off_policy_mask_threshold > 0:
-            raise ValueError(f"off_policy_mask_threshold={self.off_policy_mask_threshold!r}; allowed: above 0, or None")
-        if self.entropy_coef < 0:
-            raise ValueError(f"entropy_coef={self.entropy_coef!r}; allowed: 0 or more, since it rewards entropy")

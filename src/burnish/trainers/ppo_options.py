@@ -62,7 +62,6 @@ class CreditOptions(PolicyLossOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_numbers(self)
         if self.reward_scaling not in REWARD_SCALINGS:
             raise ValueError(f"reward_scaling={self.reward_scaling!r}; allowed: {', '.join(REWARD_SCALINGS)}")
         kl_estimators.entry(self.kl_estimator)
@@ -179,30 +178,3 @@ class PPOConfig(CriticOptions):
                 f"total_episodes={episodes} makes {steps} steps, and max_steps={self.max_steps}: set one of them"
             )
         self.max_steps = steps
-
-
-# Option -> (whether a value is allowed, what is).
-_RANGES: dict[str, tuple[Any, str]] = {
-    **dict.fromkeys(
-        ("kl_coef", "vf_coef", "ptx_coef", "critic_learning_rate", "critic_weight_decay", "critic_warmup_steps"),
-        (lambda value: value >= 0, "0 or more"),
-    ),
-    **dict.fromkeys(("lam", "lam_critic", "critic_warmup_lam"), (lambda value: 0 <= value <= 1, "0 to 1")),
-    "gamma": (lambda value: 0 < value <= 1, "above 0 up to 1"),
-    **dict.fromkeys(
-        ("kl_target", "kl_horizon", "early_stop_kl", "lam_length_alpha", "reward_clip", "advantage_clip"),
-        (lambda value: value > 0, "above 0"),
-    ),
-    **dict.fromkeys(("cliprange_value", "critic_max_grad_norm"), (lambda value: value > 0, "above 0")),
-    **dict.fromkeys(
-        ("num_mini_batches", "total_episodes", "ptx_batch_size", "ptx_max_length"),
-        (lambda value: value >= 1, "1 or more"),
-    ),
-}
-
-
-def _check_numbers(options: CreditOptions) -> None:
-    for name, (is_allowed, allowed) in _RANGES.items():
-        value = vars(options).get(name)
-        if value is not None and not is_allowed(value):
-            raise ValueError(f"{name}={value!r}; allowed: {allowed}")

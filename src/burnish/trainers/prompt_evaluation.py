@@ -73,7 +73,7 @@ class PromptEvaluationMixin(Host):
             held_out = held_out[eval_dataset]
         dataset: Any = held_out if eval_dataset is None or isinstance(eval_dataset, str) else eval_dataset
         if dataset is None:
-            raise ValueError("evaluation needs eval_dataset")
+            raise ValueError("evaluation needs eval_dataset: give one to the trainer, or to evaluate()")
         if "prompt_input_ids" not in dataset.column_names:
             dataset = self._prepare_dataset(dataset, "eval")
         rank, size, lot = self.args.process_index, self.args.world_size, self.args.per_device_eval_batch_size

@@ -80,12 +80,9 @@ class ReferenceOptions(PolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        size = self.precompute_ref_batch_size
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise ValueError(f"precompute_ref_batch_size={size!r}; allowed: whole numbers from 1")
         sync = SyncSchedule(mixup_alpha=self.ref_model_mixup_alpha, sync_steps=self.ref_model_sync_steps)
         mover(self)
-        if size is not None and not self.precompute_ref_log_probs:
+        if self.precompute_ref_batch_size is not None and not self.precompute_ref_log_probs:
             raise ValueError("precompute_ref_batch_size has no effect without precompute_ref_log_probs=True")
         if sync != SYNC and not self.sync_ref_model:
             raise ValueError(

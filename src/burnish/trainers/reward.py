@@ -69,12 +69,6 @@ class RewardConfig(PolicyConfig):
         super().__post_init__()
         self.loss_type = list(self.loss_type) if isinstance(self.loss_type, list | tuple) else [self.loss_type]
         check_losses(self.loss_type, self.loss_weights)
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(f"label_smoothing={self.label_smoothing!r}; allowed: 0 up to, but not including, 0.5")
-        if self.center_rewards_coefficient is not None and not self.center_rewards_coefficient >= 0:
-            raise ValueError(
-                f"center_rewards_coefficient={self.center_rewards_coefficient!r}; allowed: 0 or more, or None"
-            )
 
 
 class RewardTrainer(PolicyTrainer):

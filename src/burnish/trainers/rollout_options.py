@@ -50,11 +50,6 @@ class RolloutOptions(EngineOptions):
         super().__post_init__()
         if self.max_completion_length is None:
             raise ValueError("max_completion_length=None; an answer needs a limit: give a whole number from 1")
-        if not self.temperature > 0:
-            raise ValueError(
-                f"temperature={self.temperature!r}; allowed: above 0, since a group of equal answers teaches "
-                "nothing. eval_temperature may be 0."
-            )
         refuse_unread(self)
         TruncationPolicy(max_prompt_length=self.max_prompt_length)
         self.sampling_params(end_token_ids=())
@@ -122,13 +117,9 @@ class RewardOptions(RolloutOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dynamic_sampling_attempts < 1:
-            raise ValueError(f"dynamic_sampling_attempts={self.dynamic_sampling_attempts!r}; allowed: 1 or more")
         window = self.curriculum_window
         if window is not None and (len(window) != 2 or not 0 <= window[0] <= window[1] <= 1):
             raise ValueError(f"curriculum_window={window!r}; allowed: two numbers, 0 <= lowest <= highest <= 1")
-        if self.num_completions_to_print is not None and self.num_completions_to_print < 1:
-            raise ValueError(f"num_completions_to_print={self.num_completions_to_print!r}; allowed: 1 or more, or None")
 
 
 @dataclass
@@ -158,10 +149,7 @@ class OnlineConfig(RewardOptions, ReferenceOptions):
                 f"generation_dtype={self.generation_dtype!r} draws answers in another precision than that of training, "
                 "so from another distribution: set importance_sampling_correction=True, which corrects for it"
             )
-        number = self.num_generations_eval
-        if number is not None and number < 0:
-            raise ValueError(f"num_generations_eval={number!r}; allowed: 0 or more")
-        if not self.eval_greedy and number == 0:
+        if not self.eval_greedy and self.num_generations_eval == 0:
             raise ValueError("eval_greedy=False and num_generations_eval=0 leave nothing to evaluate: set one of them")
         if self.eval_temperature is not None and not self.eval_temperature > 0:
             raise ValueError(

@@ -144,7 +144,7 @@ class RowsMixin(StreamingMixin):
     def get_train_dataloader(self) -> BatchLoader | StreamLoader:
         """This rank's micro-batches; no row is duplicated."""
         if self.train_dataset is None:
-            raise ValueError("training needs train_dataset")
+            raise ValueError("training needs train_dataset: give rows of it to the trainer")
         if isinstance(self.train_dataset, RowStream):
             return self._stream_loader(self.train_dataset)
         return self._loader(self.train_dataset, batch_size=self._train_batch_size, train=True)
@@ -155,7 +155,7 @@ class RowsMixin(StreamingMixin):
             eval_dataset = self.eval_dataset[eval_dataset]
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
-            raise ValueError("evaluation needs eval_dataset")
+            raise ValueError("evaluation needs eval_dataset: give one to the trainer, or to evaluate()")
         if not (isinstance(dataset, Dataset) and is_prepared(dataset.column_names)):
             dataset = self._prepare_dataset(dataset, "eval")
         return self._loader(longest_first(dataset), batch_size=self.args.eval_batch_size, train=False)
