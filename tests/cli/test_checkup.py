@@ -112,9 +112,9 @@ def test_held_out_rows_must_leave_some(write):
     assert problem == "data.eval_rows: is 12; allowed: 1 to 11, of 12 rows"
 
 
-def test_options_that_only_the_lengths_refuse(write):
+def test_a_length_that_no_row_can_have(write):
     (problem,) = check_up(write(GOOD.replace("max_steps: 3", "max_length: 1"))).problems
-    assert "max_length=1 is not allowed" in problem
+    assert "training.max_length: is 1; allowed: a whole number, 2 or more, or null" in problem
 
 
 def test_an_output_directory_that_is_a_file(write, tmp_path):

@@ -4,7 +4,8 @@ Where the two libraries mean different things, and what is compared therefore:
 - TRL averages the means of micro-batches, Burnish divides once by the count in the step: one batch is one step here.
 - `luspo` is a sequence ratio in Burnish; in TRL that takes importance_sampling_level="sequence".
 - `cispo_clip_ratio` counts every capped weight in Burnish, and those of good tokens alone in TRL.
-- TRL keeps the log-probs of the engine and the weights of rewards in float32: what is made of them agrees to that.
+- TRL keeps the log-probs of the engine, the weights of rewards and sapo's temperatures in float32: what is made of them
+  agrees to that.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def test_loss_and_gradient(case):
     logps = TENSORS["logps"].clone().requires_grad_()
     total, _ = step(case, logps)
     total.backward()
-    close = 1e-9 if weights_of(case) is None else 1e-6
+    close = 1e-9 if weights_of(case) is None and case != "sapo" else 1e-6
     assert total.item() == pytest.approx(FROZEN["losses"][case]["loss"], rel=close)
     expected = torch.tensor(FROZEN["losses"][case]["gradient"], dtype=torch.float64)
     torch.testing.assert_close(logps.grad, expected, rtol=close, atol=close)

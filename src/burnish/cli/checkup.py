@@ -109,11 +109,7 @@ def check_up(path: str, overrides: Sequence[str] = ()) -> Checkup:
         except ModelFileError as error:
             problems.append(f"model: {error}")
     values = _sound_values(document, examined.broken)
-    truncation = TruncationPolicy()
-    try:
-        truncation = TruncationPolicy(**{name: values[name] for name in LENGTHS if name in values})
-    except ValueError as error:
-        problems.append(f"training: {error}")
+    truncation = TruncationPolicy(**{name: values[name] for name in LENGTHS if name in values})
     drops = values["on_bad_row"] == "drop"
     sources = check_sources(document, examined.broken, truncation=truncation, drops=drops, size=size)
     data_problems = [problem for source in sources for problem in source.problems]
