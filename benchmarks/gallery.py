@@ -25,6 +25,8 @@ from _processes import CHECKOUT, peer_python, say
 from _record import machine_facts, markdown_table, new_record
 from lines import own_lines, peer_lines, trl_package
 
+from burnish.intervals import normal, shown_interval, wilson
+
 TRAIN = "from burnish.cli.app import main; main()"
 
 
@@ -124,8 +126,10 @@ def page(found: Mapping[str, Any], lines: Mapping[str, tuple[int, int]], record:
 
 
 def _interval(estimate: Mapping[str, Any]) -> str:
-    mean, error = float(estimate["mean"]), float(estimate["standard_error"])
-    return f"{mean:.3f} [{mean - 1.96 * error:.3f}, {mean + 1.96 * error:.3f}]"
+    mean = float(estimate["mean"])
+    is_share = mean == estimate["mean_square"]
+    found = wilson(mean, estimate["weight"]) if is_share else normal(mean, float(estimate["standard_error"]))
+    return shown_interval(mean, found)
 
 
 if __name__ == "__main__":
