@@ -184,13 +184,19 @@ def test_flags_of_trl_are_read_too(tmp_path):
     assert (args.num_iterations, args.max_completion_length, args.epsilon) == (2, 9, 0.1)
 
 
-def test_an_option_of_the_user_has_no_range_of_the_library():
-    """`gamma` of PPO is at most 1, and that of a loss of one's own is whatever it is."""
+def test_the_ranges_of_a_configuration_of_the_user():
+    """Those of all that it is made of; `gamma` of PPO is at most 1, and that of a loss of one's own whatever it is."""
 
     @dataclass
     class Own(DPOConfig):
         gamma: float = arg(1.4, "A margin.")
 
+    @dataclass
+    class OfTwo(DPOConfig, RewardConfig):
+        pass
+
     assert Own(output_dir="unused").gamma == 1.4
+    with pytest.raises(ValueError, match=r"center_rewards_coefficient=-1\.0; allowed: 0 or more"):
+        OfTwo(output_dir="unused", center_rewards_coefficient=-1.0)
     with pytest.raises(ValueError, match="beta=-1; allowed: above 0"):
         Own(output_dir="unused", beta=-1)

@@ -128,7 +128,9 @@ def in_words(bounds: Mapping[str, float], *, whole: bool = False) -> str:
 @cache
 def _whole(config: type[TrainingArguments]) -> frozenset[str]:
     """The options with a range that are whole numbers."""
-    hints: dict[str, Any] = typing.get_type_hints(_library(config)[0])
+    hints: dict[str, Any] = {}
+    for base in reversed(_library(config)):
+        hints |= typing.get_type_hints(base)
     kinds = {name: set(typing.get_args(hints[name]) or (hints[name],)) for name in ranges_of(config)}
     return frozenset(name for name, kind in kinds.items() if int in kind and float not in kind)
 
