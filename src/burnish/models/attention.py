@@ -1,19 +1,22 @@
 """Attention over a `TokenTree`: every completion attends to its prompt and to itself, and a prompt is there once.
 
-Scores are computed in blocks: those of all completions of a prompt against the prompt's keys, and those of each
-against its own. With m the largest score of a query and Z the sum of exp(score - m) over both blocks, the output is
-sum exp(score - m) v / Z. Only queries, keys, values, the output and log-sum-exp are kept; the backward pass computes
-the scores again:
+It is three plain attentions: of the prompts, of all completions of a prompt over the prompt, and of each completion
+over itself. The last two are of the same queries, and become one by their log-sum-exps l:
 
-    P = exp(score - lse)   dV = P' dO   dS = P (dO V' - sum dO O)   dQ = dS K   dK = dS' Q
+    l = log(exp l1 + exp l2)        O = exp(l1 - l) O1 + exp(l2 - l) O2
 
-Source: FlashAttention-2 (2307.08691) section 3, without its tiles.
+The backward pass takes the three apart again. Given l and O of the whole, each gives its own part of the gradients:
+
+    P = exp(score - l)   dV = P' dO   dS = P (dO V' - sum dO O)   dQ = dS K   dK = dS' Q
+
+On a CPU each is torch's flash attention, which keeps no scores; where that cannot run, the same is done in the open.
+
+Source: FlashAttention-2 (2307.08691) section 3.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,8 +26,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 
+from burnish.models.flash import Sight, attend, attend_backward
+
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Float
     from torch import nn
 
     from burnish.models.tree import TokenTree
@@ -59,20 +64,28 @@ def register_over_trees(name: str, attend: TreeAttention) -> None:
     ) -> tuple[Float[Tensor, "1 S Hq Dv"], None]:
         del module
         tree = _checked_tree(token_tree, attention_mask, dropout, sliding_window, kwargs)
+        dtype = _product_dtype(query)
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return attend(query, key, value, tree, sliding_window, scale), None
+        with torch.autocast(query.device.type, enabled=False):
+            return attend(query.to(dtype), key.to(dtype), value.to(dtype), tree, sliding_window, scale), None
 
     AttentionInterface.register(name, attention)
 
 
-def _in_blocks(query: Tensor, key: Tensor, value: Tensor, tree: TokenTree, window: int | None, scale: float) -> Tensor:
-    """In blocks, prompts first."""
+def _product_dtype(states: Tensor) -> torch.dtype:
+    """What products are computed in: what autocast asks for, which lets float64 be."""
+    device = states.device.type
+    casts = torch.is_autocast_enabled(device) and states.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if casts else states.dtype
+
+
+def _in_spans(query: Tensor, key: Tensor, value: Tensor, tree: TokenTree, window: int | None, scale: float) -> Tensor:
+    """As three attentions, prompts first."""
     flat = (states[0].transpose(0, 1) for states in (query, key, value))  # (S, heads, D)
-    with torch.autocast(query.device.type, enabled=False):
-        return _TreeAttention.apply(*flat, tree, window, scale)[None]
+    return _TreeAttention.apply(*flat, tree, window, scale)[None]
 
 
-register_over_trees(NAME, _in_blocks)
+register_over_trees(NAME, _in_spans)
 
 
 def _checked_tree(
@@ -122,125 +135,108 @@ def attention_of(trunk: nn.Module, name: str) -> Iterator[None]:
         config._attn_implementation = own
 
 
-@dataclass(frozen=True, eq=False)
-class _Block:
-    """Keys and values that some queries attend to: (B s, n, D), where queries are (B, M, D) in s equal parts.
+class _Cut:
+    """The row of a tree cut into prompts (P, 1, L), part 0, and completions (P, G, T), part 1."""
 
-    `hidden` broadcasts to (P, heads, G, R, T, n): True where a query does not see a key. None: it sees all of them.
+    def __init__(self, tree: TokenTree) -> None:
+        self.tree = tree
+        self.places = (tree.prompts[:, None], tree.answers)
+        self.masks = (tree.prompt_mask[:, None], tree.answer_mask)
+
+    def parts(self, row: Float[Tensor, "S heads D"]) -> list[Float[Tensor, "P G T heads D"]]:
+        """Both parts; without padding no copies."""
+        if self.tree.is_ragged:
+            return [row[places] for places in self.places]
+        count = self.places[0].numel()
+        return [row[:count].unflatten(0, self.places[0].shape), row[count:].unflatten(0, self.places[1].shape)]
+
+    def gradients(self, row: Float[Tensor, "S heads D"]) -> list[Float[Tensor, "P G T heads D"]]:
+        """As `parts`, and 0 at padding, so that it adds nothing to any key or value."""
+        parts = self.parts(row)
+        if not self.tree.is_ragged:
+            return parts
+        return [part * mask[..., None, None] for part, mask in zip(parts, self.masks, strict=True)]
+
+    def join(self, prompts: Float[Tensor, "PL heads D"], answers: Float[Tensor, "PGT heads D"]) -> Tensor:
+        """Both parts, flat, as one row (S, heads, D)."""
+        joined = torch.cat([prompts, answers])
+        return joined[self.tree.source] if self.tree.is_ragged else joined
+
+
+@dataclass(frozen=True, eq=False)
+class _Span:
+    """One of the three attentions.
+
+    Attributes:
+        queries: the part they are of, prompts (0) or completions (1).
+        keys: the part that they are of.
+        sight: which keys a query sees.
+        together: all completions of a prompt are one sequence; else each is one.
     """
 
-    keys: Tensor
-    values: Tensor
-    hidden: Tensor | None
+    queries: int
+    keys: int
+    sight: Sight
+    together: bool = False
 
-    def scores(self, queries: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """(B, M, n), -inf where a key is hidden."""
-        scores = torch.bmm(self.divide(queries), self.keys.mT)
-        if self.hidden is not None:
-            scores.view(*shape, -1).masked_fill_(self.hidden, -math.inf)
-        return scores.view(*queries.shape[:2], -1)
+    def sequences(self, part: Float[Tensor, "P G T heads D"]) -> Float[Tensor, "B heads M D"]:
+        """What `attend` takes."""
+        return (part.flatten(1, 2) if self.together else part.flatten(0, 1)).transpose(1, 2)
 
-    def divide(self, tensor: Tensor) -> Tensor:
-        """(B, M, x) in the parts of this block, (B s, M / s, x)."""
-        return tensor.reshape(len(self.keys), -1, tensor.shape[2])
+    def attend(self, query: list[Tensor], key: list[Tensor], value: list[Tensor], scale: float) -> list[Tensor]:
+        """Output and log-sum-exp of its queries, flat."""
+        own, keys, values = map(self.sequences, (query[self.queries], key[self.keys], value[self.keys]))
+        return [_flat(found) for found in attend(own, keys, values, self.sight, scale)]
 
+    def gradients(
+        self,
+        of_queries: Sequence[Float[Tensor, "P G T Hq D"]],
+        of_keys: Sequence[Float[Tensor, "P G T Hk D"]],
+        scale: float,
+    ) -> list[Tensor]:
+        """Of its queries, keys and values, flat.
 
-def _attend(queries: Tensor, blocks: list[_Block], shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Output (B, M, Dv) and log-sum-exp (B, M, 1) of queries over the keys of all blocks together."""
-    scores = [block.scores(queries, shape) for block in blocks]
-    largest = scores[0].amax(-1, keepdim=True)
-    for more in scores[1:]:
-        largest = torch.maximum(largest, more.amax(-1, keepdim=True))
-    totals, outputs = list[Tensor](), list[Tensor]()
-    for block, weights in zip(blocks, scores, strict=True):
-        totals.append(weights.sub_(largest).exp_().sum(-1, keepdim=True))
-        outputs.append(torch.bmm(block.divide(weights), block.values).view(*queries.shape[:2], -1))
-    total = sum(totals[1:], totals[0])
-    return sum(outputs[1:], outputs[0]) / total, largest + total.log()
-
-
-def _attend_backward(
-    queries: Tensor, blocks: list[_Block], shape: tuple[int, ...], grad: Tensor, lse: Tensor, delta: Tensor
-) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """Gradients of the queries, and of each block's keys and values."""
-    grad_queries, grads = torch.zeros_like(queries), list[tuple[Tensor, Tensor]]()
-    for block in blocks:
-        weights = block.divide(block.scores(queries, shape).sub_(lse).exp_())
-        own, own_queries = block.divide(grad), block.divide(queries)
-        grad_scores = torch.bmm(own, block.values.mT).sub_(block.divide(delta)).mul_(weights)
-        grad_queries += torch.bmm(grad_scores, block.keys).view_as(queries)
-        grads.append((torch.bmm(grad_scores.mT, own_queries), torch.bmm(weights.mT, own)))
-    return grad_queries, grads
+        Args:
+            of_queries: gradient of the output, query, output, and log-sum-exp of its part.
+            of_keys: key and value of its part.
+            scale: of the scores.
+        """
+        grad, query, output, lse = map(self.sequences, of_queries)
+        key, value = map(self.sequences, of_keys)
+        return [_flat(g) for g in attend_backward(grad, query, key, value, output, lse, self.sight, scale)]
 
 
-class _Blocks:
-    """The row's queries, keys and values, cut along the tree: prompts (P, 1, L), completions (P, G, T)."""
+def _flat(sequences: Float[Tensor, "B heads M D"]) -> Float[Tensor, "BM heads D"]:
+    return sequences.transpose(1, 2).flatten(0, 1)
 
-    def __init__(self, query: Tensor, key: Tensor, value: Tensor, tree: TokenTree, window: int | None, scale: float):
-        self.tree, self.heads, self.scale = tree, key.shape[1], scale
-        self.dtype = torch.promote_types(query.dtype, torch.float32)
-        prompts, answers = tree.prompts[:, None], tree.answers
-        self.places = (prompts, answers)
-        self.masks = (tree.prompt_mask[:, None], tree.answer_mask)
-        self.shapes = tuple(self._shape(places, query.shape[1]) for places in self.places)
-        self.queries = tuple(self.as_queries(query, i).mul(scale) for i in (0, 1))
-        own = [
-            _Block(self._as_keys(key, part), self._as_keys(value, part), _later(places.shape[2], window, key.device))
-            for part, places in enumerate(self.places)
-        ]
-        prefix = _Block(own[0].keys, own[0].values, _hidden_prefix(tree, window))
-        self.blocks = ([own[0]], [prefix, own[1]])
 
-    def _shape(self, places: Tensor, num_heads: int) -> tuple[int, ...]:
-        prompts, answers, tokens = places.shape
-        return (prompts, self.heads, answers, num_heads // self.heads, tokens)
+def _spans(tree: TokenTree, window: int | None) -> tuple[_Span, _Span, _Span]:
+    """Prompts over themselves, completions over their prompts, and completions over themselves."""
+    return (
+        _Span(0, 0, _before(tree.prompts, window)),
+        _Span(1, 0, _prefix(tree, window), together=True),
+        _Span(1, 1, _before(tree.answers, window)),
+    )
 
-    def _take(self, flat: Tensor, part: int) -> Tensor:
-        """(S, heads, D) -> (P, G, T, heads, D) of the prompts (0) or the completions (1); without padding no copy."""
-        places = self.places[part]
-        if self.tree.is_ragged:
-            return flat[places].to(self.dtype)
-        num_prompts = self.places[0].numel()
-        own = flat[num_prompts:] if part else flat[:num_prompts]
-        return own.view(*places.shape, *flat.shape[1:]).to(self.dtype)
 
-    def as_queries(self, flat: Tensor, part: int) -> Tensor:
-        """(S, Hq, D) -> (P Hk, G R T, D) of the prompts (0) or the completions (1)."""
-        block = self._take(flat, part).unflatten(3, (self.heads, -1))  # (P, G, T, Hk, R, D)
-        block = block.permute(0, 3, 1, 4, 2, 5)
-        return block.reshape(block.shape[0] * self.heads, -1, flat.shape[-1])
+def _before(places: Tensor, window: int | None) -> Sight:
+    """A token of a sequence sees those before it, as far as its window reaches."""
+    if window is None:
+        return Sight(later=False)
+    ones = torch.ones(places.shape[-1], places.shape[-1], dtype=torch.bool, device=places.device)
+    return Sight(hidden=(ones.triu(1) | ones.tril(-window))[None, None])
 
-    def _as_keys(self, flat: Tensor, part: int) -> Tensor:
-        """(S, Hk, D) -> (P Hk G, T, D)."""
-        block = self._take(flat, part).permute(0, 3, 1, 2, 4)  # (P, Hk, G, T, D)
-        return block.reshape(-1, block.shape[3], block.shape[4])
 
-    def gradient(self, flat: Tensor, part: int) -> Tensor:
-        """As `as_queries`, and 0 at padding, so that it adds nothing to any key or value."""
-        blocks = self.as_queries(flat, part)
-        if not self.tree.is_ragged:
-            return blocks
-        mask = self.masks[part][:, None, :, None, :, None]  # (P, 1, G, 1, T, 1)
-        return (blocks.view(*self.shapes[part], -1) * mask).view_as(blocks)
-
-    def from_queries(self, parts: list[Tensor]) -> Tensor:
-        """Blocks of queries -> (S, Hq, D)."""
-        shaped = [
-            part.view(*shape, -1).permute(0, 2, 4, 1, 3, 5) for part, shape in zip(parts, self.shapes, strict=True)
-        ]
-        return self._flat([part.flatten(3, 4) for part in shaped])
-
-    def from_keys(self, parts: list[Tensor]) -> Tensor:
-        """Blocks of keys -> (S, Hk, D)."""
-        shaped = [
-            part.view(places.shape[0], self.heads, *places.shape[1:], -1).permute(0, 2, 3, 1, 4)
-            for part, places in zip(parts, self.places, strict=True)
-        ]
-        return self._flat(shaped)
-
-    def _flat(self, parts: list[Tensor]) -> Tensor:
-        joined = torch.cat([part.flatten(0, 2) for part in parts])
-        return joined[self.tree.source] if self.tree.is_ragged else joined
+def _prefix(tree: TokenTree, window: int | None) -> Sight:
+    """Which of its prompt's keys a completion's token does not see: padding, and what its window has left behind."""
+    hidden = ~tree.prompt_mask[:, None, None, :]  # (P, 1, 1, L)
+    if window is None:
+        return Sight(hidden=hidden if tree.has_short_prompts else None)
+    _, num_answers, num_tokens = tree.answers.shape
+    places = torch.arange(num_tokens, device=hidden.device).repeat(num_answers)[:, None]  # (G T, 1)
+    lengths = tree.prompt_mask.sum(1).view(-1, 1, 1, 1)
+    distance = lengths + places - torch.arange(hidden.shape[-1], device=hidden.device)
+    return Sight(hidden=hidden | (distance >= window))
 
 
 class _TreeAttention(torch.autograd.Function):
@@ -248,10 +244,14 @@ class _TreeAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: TokenTree, window: int | None, scale: float
     ) -> Tensor:
-        parts = _Blocks(query, key, value, tree, window, scale)
-        outputs, lses = zip(*(_attend(parts.queries[i], parts.blocks[i], parts.shapes[i]) for i in (0, 1)), strict=True)
-        output = parts.from_queries(list(outputs)).to(query.dtype)
-        ctx.save_for_backward(query, key, value, output, *lses)
+        cut = _Cut(tree)
+        queries, keys, values = (cut.parts(row) for row in (query, key, value))
+        found = [span.attend(queries, keys, values, scale) for span in _spans(tree, window)]
+        (of_prompts, prompts_lse), (over_prompt, prompt_lse), (over_own, own_lse) = found
+        share = (own_lse - prompt_lse).sigmoid()
+        of_answers = torch.lerp(over_prompt.to(share.dtype), over_own.to(share.dtype), share).to(query.dtype)
+        output = cut.join(of_prompts, of_answers)
+        ctx.save_for_backward(query, key, value, output, prompts_lse, torch.logaddexp(prompt_lse, own_lse))
         ctx.tree, ctx.window, ctx.scale = tree, window, scale
         return output
 
@@ -259,47 +259,21 @@ class _TreeAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output, *lses = ctx.saved_tensors
-        with torch.autocast(query.device.type, enabled=False):
-            parts = _Blocks(query, key, value, ctx.tree, ctx.window, ctx.scale)
-            delta = (grad.to(parts.dtype) * output).sum(-1, keepdim=True)  # (S, Hq, 1)
-            of_queries, of_blocks = zip(
-                *(
-                    _attend_backward(
-                        parts.queries[i],
-                        parts.blocks[i],
-                        parts.shapes[i],
-                        parts.gradient(grad, i),
-                        lses[i],
-                        parts.gradient(delta, i),
-                    )
-                    for i in (0, 1)
-                ),
-                strict=True,
+        cut, dtype = _Cut(ctx.tree), lses[0].dtype  # products of small blocks in bfloat16 are slower, and less exact
+        lse = [part.unflatten(0, places.shape) for part, places in zip(lses, cut.places, strict=True)]
+        with torch.autocast(grad.device.type, enabled=False):
+            queries, keys, values, outputs = (cut.parts(row.to(dtype)) for row in (query, key, value, output))
+            of_queries = list(zip(cut.gradients(grad.to(dtype)), queries, outputs, lse, strict=True))
+            of_keys = list(zip(keys, values, strict=True))
+            of_prompts, prefix, own = (
+                span.gradients(of_queries[span.queries], of_keys[span.keys], ctx.scale)
+                for span in _spans(ctx.tree, ctx.window)
             )
-            (own_prompt,), (prefix, own) = of_blocks
-            of_keys, of_values = ([own_prompt[i].add_(prefix[i]), own[i]] for i in (0, 1))
-            grad_query = parts.from_queries(list(of_queries)).mul_(ctx.scale).to(query.dtype)
-            return (
-                grad_query,
-                parts.from_keys(of_keys).to(key.dtype),
-                parts.from_keys(of_values).to(value.dtype),
-                None,
-                None,
-                None,
-            )
-
-
-def _later(length: int, window: int | None, device: torch.device) -> Bool[Tensor, "T T"]:
-    """A query does not see the keys after it, nor those that its window has left behind."""
-    ones = torch.ones(length, length, dtype=torch.bool, device=device)
-    return ones.triu(1) if window is None else ones.triu(1) | ones.tril(-window)
-
-
-def _hidden_prefix(tree: TokenTree, window: int | None) -> Bool[Tensor, "P 1 1 1 T L"] | None:
-    """Which of its prompt's keys a completion's token does not see: padding, and what its window has left behind."""
-    hidden = ~tree.prompt_mask[:, None, None, None, None, :]
-    if window is None:
-        return hidden if tree.has_short_prompts else None
-    lengths = tree.prompt_mask.sum(1).view(-1, 1, 1, 1, 1, 1)
-    tokens = torch.arange(tree.answers.shape[2], device=lengths.device)[:, None]
-    return hidden | (lengths + tokens - torch.arange(tree.prompts.shape[1], device=lengths.device) >= window)
+        return (
+            cut.join(of_prompts[0], prefix[0] + own[0]).to(query.dtype),
+            cut.join(of_prompts[1] + prefix[1], own[1]).to(key.dtype),
+            cut.join(of_prompts[2] + prefix[2], own[2]).to(value.dtype),
+            None,
+            None,
+            None,
+        )

@@ -18,6 +18,7 @@ from transformers import DynamicCache
 
 from burnish.models import attention, flex
 from burnish.models.attention import attention_of
+from burnish.models.flash import runs_flash
 from burnish.models.introspect import places_tokens
 from burnish.models.recomputed import also_when_recomputed
 from burnish.models.tree import make_tree
@@ -66,7 +67,7 @@ class TreeAttention:
 
 # By the type of the device. Others have none: flex attention has no gradient there, or nobody tried.
 TREE_ATTENTIONS = {
-    "cpu": TreeAttention(attention.NAME, keeps_scores=True),
+    "cpu": TreeAttention(attention.NAME, keeps_scores=not runs_flash("cpu")),
     "cuda": TreeAttention(flex.NAME, keeps_scores=False, words=", flex attention"),
 }
 
