@@ -9,7 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from burnish import forward
+from burnish.models import head
 from burnish.models.forward import NEEDS, install_forward, teacher_of
+from burnish.models.head import STATISTICS
 from burnish.types import TokenBatch
 from conftest import make_model
 
@@ -231,3 +233,31 @@ def test_save_and_load(installed, tmp_path):
     assert "forward" not in vars(loaded)
     install_forward(loaded)
     assert torch.equal(logps_of(loaded, make_batch()), logps_of(installed, make_batch()))
+
+
+def test_all_logits_at_once_give_the_same(installed, monkeypatch):
+    """Of every token of the answers and by autograd: values and all gradients, with a token that is not trained."""
+    batch = make_batch()
+    batch = replace(batch, loss_mask=batch.loss_mask & (torch.arange(batch.loss_mask.shape[1]) > 0))
+
+    other = copy.deepcopy(installed)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.1)
+
+    def outcome() -> dict[str, torch.Tensor]:
+        installed.zero_grad()
+        teacher = teacher_of(other, batch)
+        stats = forward(installed, batch, needs=(*STATISTICS, "divergence"), teacher=teacher)
+        (stats.logps.square().sum() + stats.required_entropy.sum()).backward()
+        values = {"logps": stats.logps, "entropy": stats.required_entropy, **stats.extra}
+        grads = {name: parameter.grad.clone() for name, parameter in installed.named_parameters()}
+        return {name: tensor.detach() for name, tensor in (values | grads).items()}
+
+    tiled = outcome()
+    monkeypatch.setattr(head, "TILED", False)
+    openly = outcome()
+    assert tiled.keys() == openly.keys()
+    assert len(tiled) > len(STATISTICS)
+    for name, values in openly.items():
+        torch.testing.assert_close(tiled[name], values, rtol=1e-9, atol=1e-9, msg=name)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from burnish.models import head as tiled_head
 from burnish.models.divergence import Teacher, divergence_from
-from burnish.models.head import STATISTICS, score_tokens
 from burnish.models.introspect import HeadSpec, RouterSpec, head_of, inspect_head, inspect_router, trunk_of
 from burnish.models.lean import install_lean
 from burnish.models.routing import load_balancing_loss
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-NEEDS = (*STATISTICS, "hidden", "divergence", "aux_loss")
+NEEDS = (*tiled_head.STATISTICS, "hidden", "divergence", "aux_loss")
 AS_TEACHER = frozenset({"teacher"})
 
 
@@ -141,14 +141,20 @@ def _score(
     mask, head = batch.loss_mask, head_of(model)
     if needs == AS_TEACHER:
         return {"teacher": Teacher(hidden, head.weight, head.bias, spec)}
-    states = hidden[:, :-1][mask]  # (R, H)
+    scored = mask if tiled_head.TILED else batch.completion_mask
+    states = hidden[:, :-1][scored]  # (R, H)
     states = states.to(torch.promote_types(states.dtype, head.weight.dtype))  # a float32 adapter on a bfloat16 head
-    stats = score_tokens(
-        states, head.weight, head.bias, batch.completion_ids[mask], spec=spec, needs=needs & set(STATISTICS)
+    stats = tiled_head.score_tokens(
+        states,
+        head.weight,
+        head.bias,
+        batch.completion_ids[scored],
+        spec=spec,
+        needs=needs & set(tiled_head.STATISTICS),
     )
     if teacher is not None and "divergence" in needs:
-        stats["divergence"] = divergence_from(teacher, mask, states, head.weight, head.bias, spec=spec)
-    outputs = {name: _scatter(values, mask) for name, values in stats.items()}
+        stats["divergence"] = divergence_from(teacher, scored, states, head.weight, head.bias, spec=spec)
+    outputs = {name: _scatter(values[mask[scored]], mask) for name, values in stats.items()}
     if router is not None and "aux_loss" in needs:
         outputs["aux_loss"] = load_balancing_loss(router, rows)
     return {**outputs, "hidden": hidden} if "hidden" in needs else outputs

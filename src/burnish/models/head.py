@@ -10,7 +10,8 @@ With z the logits, p = softmax(z), y the token, lse = log sum exp z, E = entropy
     entropy = lse - sum_j p_j z_j                 dE/dz_j    = -p_j (log p_j + E)
 
 `top1`, `mean_logit` and `sum_p2` carry no gradient. Statistics are at least float32, products in the dtype that
-autocast asks for.
+autocast asks for. `TILED = False` takes another way to the same numbers, to debug with: all logits at once, of every
+token of the answers, and their gradients by autograd.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from burnish.models.introspect import HeadSpec
+from burnish.models.introspect import HeadSpec, logits_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
+TILED = True
 STATISTICS = ("entropy", "top1", "mean_logit", "sum_p2")
 TILE_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 KEPT_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
@@ -63,6 +65,8 @@ def score_tokens(
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     extra = tuple(name for name in STATISTICS if name in needs and name != "entropy")
+    if not TILED:
+        return _score_openly(hidden, weight, bias, targets, spec=spec, dtype=dtype, needs=needs)
     trained = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
     keep = trained and keeps_logits(len(hidden), len(weight), device)
     options = (spec, dtype, extra, "entropy" in needs, keep)
@@ -81,6 +85,30 @@ def tile_rows(vocabulary: int, device_type: str) -> int:
 def keeps_logits(rows: int, vocabulary: int, device_type: str) -> bool:
     """Whether the float32 logits of so many rows are kept from the forward to the backward pass."""
     return rows * vocabulary * 4 <= KEPT_BYTES.get(device_type, KEPT_BYTES["cuda"])
+
+
+def _score_openly(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    *,
+    spec: HeadSpec,
+    dtype: torch.dtype,
+    needs: frozenset[str],
+) -> dict[str, Tensor]:
+    """All logits at once, and by autograd."""
+    wide = torch.promote_types(dtype, torch.float32)
+    with torch.autocast(hidden.device.type, enabled=False):
+        products = (hidden.to(dtype) @ weight.to(dtype).t()).to(wide)
+        logits = logits_of(spec, products if bias is None else products + bias)  # (R, V)
+        log_probs = logits.log_softmax(1)
+        own = log_probs.gather(1, targets[:, None]).squeeze(1)
+        stats = {"logps": own, "entropy": -torch.linalg.vecdot(log_probs.exp(), log_probs)}
+        with torch.no_grad():
+            stats["top1"] = (own >= log_probs.amax(1)).to(wide)
+            stats["mean_logit"], stats["sum_p2"] = logits.mean(1), log_probs.exp().square().sum(1)
+    return {name: values for name, values in stats.items() if name == "logps" or name in needs}
 
 
 class _TileScores(torch.autograd.Function):

@@ -2,8 +2,8 @@
 
 `rows` gives every completion its prompt again. `cache` runs each prompt once, and its completions on the keys and
 values that the model's own cache kept, under autograd. `tree` runs prompts and completions as one row without any
-padding, with an attention that knows the tree: on a CPU our own (`models.attention`), on CUDA flex attention
-(`models.flex`).
+padding, with an attention that knows the tree: on a CPU put together from torch's flash attention
+(`models.attention`), on CUDA flex attention (`models.flex`).
 """
 
 from __future__ import annotations
