@@ -39,8 +39,9 @@ check: $(READY)
 same: $(READY)
 	$(BIN)/python tools/same.py $(REF)
 
+# What ARGS are: benchmarks/README.md; ARGS=--write-results keeps what was found.
 bench: $(READY)
-	$(BIN)/python benchmarks/table.py
+	$(BIN)/python benchmarks/table.py $(ARGS)
 
 # What the pages take from the code, then the site in site/. Its tools live in an environment of their own.
 docs: docs-tables $(DOCS_VENV)/.ready
