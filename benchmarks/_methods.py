@@ -28,7 +28,6 @@ class Method:
         options: of its job, with their defaults.
         frozen_gate: the compared step runs in a process of its own, on answers that both are given.
         describe: the options in words.
-        precisions: what it can be compared in.
     """
 
     title: str
@@ -38,7 +37,6 @@ class Method:
     options: Options
     frozen_gate: bool
     describe: Callable[[Options], str]
-    precisions: tuple[str, ...] = ("float32", "bfloat16")
 
 
 def _pairs(options: Options) -> str:
@@ -121,6 +119,5 @@ METHODS = {
         },
         frozen_gate=True,
         describe=_ppo,
-        precisions=("float32",),
     ),
 }

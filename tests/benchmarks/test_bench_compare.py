@@ -85,12 +85,6 @@ def test_a_case_has_the_defaults_of_its_method_and_refuses_other_options():
         _paired.Case(method="grpo", options={"pairs": 2}).job()
 
 
-def test_a_precision_that_cannot_be_compared_is_refused():
-    assert _paired.Case(method="ppo").job()["epochs"] == 2
-    with pytest.raises(ValueError, match="ppo can be compared in float32"):
-        _paired.Case(method="ppo", precision="bfloat16").job()
-
-
 def test_every_method_has_its_scripts_its_peer_and_a_page():
     for name, method in _methods.METHODS.items():
         assert all((_processes.ARMS / f"{name}_{part}.py").is_file() for part in ("prepare", "trl", "burnish"))

@@ -116,6 +116,8 @@ def test_a_check(workplace):
         ("min_new_tokens=99", "min_new_tokens: is 99, and max_completion_length is"),
         ("eval_greedy=false num_generations_eval=0", "nothing is left to evaluate"),
         ("use_adaptive_entropy=true entropy_coef=2", "entropy_coef: is 2, and is moved between"),
+        ("lam=0.9 lam_length_alpha=0.05", "lam: has no effect while lam_length_alpha is 0.05"),
+        ("delta=1.1", "delta: is 1.1, inside of the clip, which ends at 1.2"),
         ("ptx_coef=0.5", "ptx_coef: is 0.5, and ptx_path is null"),
         ("stop_token=end", "stop_token: is 'end'; allowed: eos"),
         ("repetition_penalty=0", "repetition_penalty: is 0; allowed: a number, above 0"),

@@ -103,6 +103,7 @@ def test_ten_planted_mistakes_are_ten_problems(write):
         ("num_eval_samples=0", "1 or more"),
         ("loss_weights=[1, x]", "training.loss_weights.1"),
         ("loss_weights=[1, 2]", "2 numbers for 1 losses"),
+        ("loss_type=exo_pair", "loss_type: has exo_pair, which is infinite without smoothing: set label_smoothing"),
         ("loss_kwargs={tau: 1}", "read by none of sigmoid"),
         ("data.train=rows.jsonl", "there is no file 'rows.jsonl'"),
         ("data.train=./rows.txt", "must end in"),

@@ -249,7 +249,7 @@ def test_gradients_are_clipped_apart(tmp_path):
         ({"kl_estimator": "k9"}, r"unknown KL estimator 'k9'"),
         ({"reward_scaling": "std"}, r"reward_scaling='std'; allowed: none, scale, normalize"),
         ({"critic": "other"}, r"critic='other'; allowed: policy, reward, head, new"),
-        ({"lam": 0.9, "lam_length_alpha": 0.05}, "lam and lam_length_alpha both say what lambda is"),
+        ({"lam": 0.9, "lam_length_alpha": 0.05}, "lam has no effect with lam_length_alpha=0.05: set one of them"),
         ({"missing_eos_penalty": 1.0, "bootstrap_truncated": True}, "for one that goes on: set one of them"),
         ({"mask_truncated_completions": True, "missing_eos_penalty": 1.0}, "leaves cut answers out"),
         ({"kl_coef": 0.0, "kl_target": 6.0}, "kl_target has no effect with kl_coef=0.0"),

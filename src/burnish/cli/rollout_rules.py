@@ -8,7 +8,7 @@ from typing import Any
 from burnish.cli.rulebook import Values, path_of, rule
 from burnish.cli.validate import Problem, is_function_name
 from burnish.rollout.plan import RoundPlan, plan_round
-from burnish.trainers.unread import OF_ROWS, SWITCHES
+from burnish.trainers.unread import INSTEAD, OF_ROWS, SWITCHES
 
 ROUND_KEYS = (
     "num_generations", "per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation",
@@ -74,6 +74,16 @@ def _evaluation_has_answers(values: Values) -> str | None:
     return "is false, and num_generations_eval is 0: nothing is left to evaluate, set one of them" if is_empty else None
 
 
+@rule("delta", "epsilon", "epsilon_high")
+def _delta_is_outside_of_the_clip(values: Values) -> str | None:
+    delta, high = values["delta"], values["epsilon_high"]
+    end = 1 + (values["epsilon"] if high is None else high)
+    is_inside = delta is not None and delta <= end
+    return (
+        f"is {delta}, inside of the clip, which ends at {end:g}: raise it, or leave it at null" if is_inside else None
+    )
+
+
 @rule("multi_objective_aggregation", "advantage")
 def _one_advantage(values: Values) -> str | None:
     if values["multi_objective_aggregation"] == "sum_then_normalize" or values["advantage"] in ("group", "gdpo"):
@@ -117,6 +127,8 @@ def rollout_problems(values: Values, schema: Mapping[str, Any], broken: set[str]
     for name in [name for name in OF_ROWS if name in changed]:
         text = f"is about rows that hold an answer, and these answers are sampled: leave it out; {OF_ROWS[name]}"
         yield Problem(path_of(name), text)
+    for name in [name for name, other in INSTEAD.items() if {name, other} <= changed]:
+        yield Problem(path_of(INSTEAD[name]), f"has no effect while {name} is {values[name]}: set one of them")
     for switch in [switch for switch in SWITCHES if switch in values]:
         for name in [name for name in SWITCHES[switch] if name in changed and not values[switch]]:
             yield Problem(path_of(name), f"has no effect while {switch} is {values[switch]}: set that, or leave it out")

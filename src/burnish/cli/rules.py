@@ -100,6 +100,14 @@ def _one_weight_for_each_loss(values: Values) -> str | None:
     return None
 
 
+@rule("loss_type", "label_smoothing")
+def _exo_needs_smoothing(values: Values) -> str | None:
+    losses = values["loss_type"] if isinstance(values["loss_type"], list) else [values["loss_type"]]
+    if "exo_pair" not in losses or values["label_smoothing"] > 0:
+        return None
+    return "has exo_pair, which is infinite without smoothing: set label_smoothing, to 1e-3 as in its paper"
+
+
 @rule("eval_strategy", *HELD_OUT)
 def _evaluation_needs_rows(values: Values) -> str | None:
     if values["eval_strategy"] != "no" and not _has_eval(values):

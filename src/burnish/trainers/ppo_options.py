@@ -65,8 +65,6 @@ class CreditOptions(PolicyLossOptions):
         if self.reward_scaling not in REWARD_SCALINGS:
             raise ValueError(f"reward_scaling={self.reward_scaling!r}; allowed: {', '.join(REWARD_SCALINGS)}")
         kl_estimators.entry(self.kl_estimator)
-        if self.lam_length_alpha is not None and "lam" in self.options_set:
-            raise ValueError("lam and lam_length_alpha both say what lambda is: set one of them")
         if self.missing_eos_penalty is not None and self.bootstrap_truncated:
             raise ValueError(
                 "missing_eos_penalty takes a cut answer for one that ended badly, and bootstrap_truncated for one that "

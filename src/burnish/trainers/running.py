@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from burnish.types import TokenBatch
 
 logger = logging.get_logger(__name__)
+WORTH_BFLOAT16 = 2.0  # times float32's speed; products are not all of a step
 
 
 class RunningMixin(Host):
@@ -151,16 +152,22 @@ class RunningMixin(Host):
         )
 
     def _judge_bfloat16(self) -> None:
-        """Say so if this CPU is slower in the precision that was asked for."""
-        if not self.args.bf16 or self.cpu_settings is None:
+        """Say so if this CPU is faster in another precision than the run's."""
+        if self.cpu_settings is None:
             return
         speedup = cpu.bfloat16_speedup()
-        message = (
-            f"on this CPU a matrix product in bfloat16 takes {1 / speedup:.1f} times as long as in float32, which is "
-            "exact besides: bf16=False is the faster choice"
-        )
-        if speedup < 1:
+        if self.args.bf16 and speedup < 1:
+            message = (
+                f"on this CPU a matrix product in bfloat16 takes {1 / speedup:.1f} times as long as in float32, which "
+                "is exact besides: bf16=False is the faster choice"
+            )
             self.tell("slow_bfloat16", message, speedup=speedup)
+        elif not self.args.bf16 and self.policy.dtype == torch.float32 and speedup >= WORTH_BFLOAT16:
+            message = (
+                f"on this CPU a matrix product in bfloat16 is {speedup:.1f} times as fast as in float32: bf16=True "
+                "computes them so, and keeps the weights in float32"
+            )
+            self.tell("fast_bfloat16", message, speedup=speedup)
 
     def run_config(self) -> dict[str, Any]:
         """What run.yaml holds: `run_file`, if somebody set it, with every option of `args` resolved."""

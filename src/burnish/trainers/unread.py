@@ -35,6 +35,8 @@ SWITCHES = {
     "critic_warmup_steps": ("critic_warmup_lam",),
     "max_grad_norm": ("critic_max_grad_norm",),
 }
+# An option -> the one that it takes the place of.
+INSTEAD = {"lam_length_alpha": "lam"}
 
 
 def refuse_unread(options: PolicyConfig) -> None:
@@ -49,6 +51,9 @@ def refuse_unread(options: PolicyConfig) -> None:
             f"{name}={getattr(options, name)!r} is about rows of a data set that hold an answer, and these answers are "
             f"sampled: leave it out; {OF_ROWS[name]}"
         )
+    for name, other in INSTEAD.items():
+        if name in changed and other in changed:
+            raise ValueError(f"{other} has no effect with {name}={getattr(options, name)!r}: set one of them")
     for switch, names in SWITCHES.items():
         unread = [name for name in names if name in changed]
         if switch in known and not getattr(options, switch) and unread:
