@@ -140,6 +140,17 @@ NOT_SHARED = {
 }
 
 
+def test_shared_prompts_need_the_log_sum_exp_of_an_attention():
+    """Which torch's flash attention gives alone: without it every row keeps its prompt."""
+    model = make_family("llama")
+    assert not problem_with(model, "shared")
+    torch.backends.cuda.enable_flash_sdp(False)
+    try:
+        assert "gives its log-sum-exp" in problem_with(model, "shared")
+    finally:
+        torch.backends.cuda.enable_flash_sdp(True)
+
+
 @pytest.mark.parametrize("family", EACH_FAMILY)
 def test_families_with_shared_prompts(family):
     """Where attention is plain, prompts that are there once change nothing; elsewhere the reason is told."""

@@ -26,6 +26,7 @@ from transformers import AttentionInterface
 from burnish.generation.cache import Prefill, Room
 from burnish.generation.placed import PlacedRows, attention_windows, contents, kept_dtype
 from burnish.models.attention import attention_of, refuse_more_than_plain
+from burnish.models.flash import flash, runs_flash
 from burnish.models.introspect import UnsupportedModelError, takes_attention, trunk_of
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ def shared_attention(
     """What transformers calls in every layer for a new token of rows that share their prompts.
 
     Raises:
-        NotImplementedError: the layer's attention is more than softmax(scaling q k) v, or not on the CPU.
+        NotImplementedError: the layer's attention is more than softmax(scaling q k) v, or torch has no flash for it.
     """
     if shared_rows is None:
         raise NotImplementedError("attention of shared rows without the rows")
@@ -251,11 +252,9 @@ def _attend(
     query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, scaling: float | None
 ) -> tuple[Tensor, Tensor]:
     """Output (B, Hq, M, D) and log-sum-exp (B, Hq, M); `key` and `value` have as many heads or fewer."""
-    if query.device.type != "cpu":
-        raise NotImplementedError("attention that gives its log-sum-exp, elsewhere than on the CPU")
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, False, attn_mask=hidden, scale=scaling
-    )
+    if not runs_flash(query.device.type):
+        raise NotImplementedError("torch has no flash attention here that gives its log-sum-exp")
+    return flash(query, key, value, bias=hidden, scale=scaling)
 
 
 def _shortest_window(config: PreTrainedConfig) -> int:

@@ -68,7 +68,7 @@ def attend(
     if not runs_flash(query.device.type):
         return _attend_openly(query, key, value, sight, scale)
     bias, states = sight.bias(query.dtype), _of_one_width(query, key, value)
-    output, lse = _forward(*states, 0.0, not sight.later, attn_mask=bias, scale=scale)
+    output, lse = flash(*states, later=sight.later, bias=bias, scale=scale)
     if sight.hidden is not None:
         lse = lse.masked_fill(sight.hidden.all(-1), -math.inf)  # it says 0
     return output[..., : value.shape[-1]], lse[..., None]
@@ -88,12 +88,12 @@ def attend_backward(
 
     Args:
         grad: of the output; all are of one dtype.
-        query: as in `attend`, and so are the next two.
-        key: the keys that are meant.
-        value: their values.
+        query: as in `attend`.
+        key: all that the queries see, or a part of them.
+        value: of these keys.
         output: over all keys that the queries see.
         lse: of the scores with all keys that the queries see.
-        sight: which of the keys that are meant a query sees.
+        sight: which of these keys a query sees.
         scale: of the scores.
     """
     if not runs_flash(query.device.type):
@@ -104,6 +104,28 @@ def attend_backward(
         found[..., : own.shape[-1]] for found, own in zip(grads, (query, key, value), strict=True)
     )
     return of_query, of_key, of_value
+
+
+def flash(
+    query: Float[Tensor, "B Hq M D"],
+    key: Float[Tensor, "B Hk N D"],
+    value: Float[Tensor, "B Hk N D"],
+    *,
+    later: bool = True,
+    bias: Float[Tensor, "B 1 M N"] | None = None,
+    scale: float | None = None,
+) -> tuple[Float[Tensor, "B Hq M D"], Float[Tensor, "B Hq M"]]:
+    """Torch's own: output and log-sum-exp, which are 0 for a query that sees nothing. Only where `runs_flash` says so.
+
+    Args:
+        query: as in `attend`.
+        key: as in `attend`.
+        value: as wide as the keys.
+        later: as in `Sight`.
+        bias: what is added to scores, in the query's dtype.
+        scale: of the scores; None: D^-1/2.
+    """
+    return _forward(query, key, value, 0.0, not later, attn_mask=bias, scale=scale)
 
 
 def runs_flash(device_type: str) -> bool:
@@ -125,7 +147,7 @@ def has_flash() -> bool:
     sight = Sight(hidden=torch.tensor([False, True], device="cpu").view(1, 1, 1, 2))
     bias, exact = sight.bias(query.dtype), _attend_openly(query, key, key, sight, 1.0)
     try:
-        output, lse = _forward(query, key, key, 0.0, False, attn_mask=bias, scale=1.0)
+        output, lse = flash(query, key, key, bias=bias, scale=1.0)
         if not _are_close((output, lse[..., None]), exact):
             return False
         grads = _backward(query, query, key, key, output, lse, 0.0, False, attn_mask=bias, scale=1.0)
