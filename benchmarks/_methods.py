@@ -94,7 +94,7 @@ METHODS = {
     "reward": Method(
         title="reward model",
         peer=TRL,
-        quantities=("loss", "accuracy", "margin", "mean_reward", "grad_norm"),
+        quantities=("loss", "accuracy", "chosen_reward", "rejected_reward", "grad_norm"),
         data="recipe:spoken-train",
         options={"pairs": 4, "max_length": 512, "prompt_tokens": None, "answer_tokens": None},
         frozen_gate=False,

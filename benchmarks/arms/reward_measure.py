@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -13,7 +13,6 @@ from dpo_measure import record_batches
 from measure import StepClock, common_options, first_log_line, loaded_bytes, start_job, train, write_result
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-COMPARED = ("loss", "accuracy", "margin", "mean_reward", "grad_norm")
 Row = list[int]  # the tokens of a prompt and an answer
 
 
@@ -36,8 +35,7 @@ def run(
     trainer = make_trainer(job, model, AutoTokenizer.from_pretrained(job["tokenizer"], pad_token=job["pad_token"]))
     batches = record_batches(trainer)
     result = train(job, trainer, library=library, loaded=loaded, clock=StepClock())
-    first = first_log_line(trainer)
-    result["first_step"] = {name: float(first[name]) for name in COMPARED}
+    result["first_step"] = compared(first_log_line(trainer))
     result["steps"] = [describe_rows(*rows_of(batch)) for batch in batches]
     write_result(job, result)
 
@@ -46,6 +44,13 @@ def training_options(job: dict[str, Any]) -> dict[str, Any]:
     """The options that both libraries get, under the names that both know."""
     own = {"per_device_train_batch_size": job["pairs"], "max_length": job["max_length"]}
     return {**common_options(job), **own}
+
+
+def compared(line: Mapping[str, Any]) -> dict[str, float]:
+    """What the first line of the log says, with both means that a margin is the difference of: it may be next to 0."""
+    logged = {name: float(line[name]) for name in ("loss", "accuracy", "grad_norm")}
+    middle, half = float(line["mean_reward"]), float(line["margin"]) / 2
+    return {**logged, "chosen_reward": middle + half, "rejected_reward": middle - half}
 
 
 def describe_rows(chosen: Sequence[Row], rejected: Sequence[Row]) -> dict[str, Any]:

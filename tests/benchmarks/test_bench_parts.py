@@ -16,6 +16,7 @@ from conftest import make_tokenizer
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "arms"))
 import _axes
+import _compare
 import _record
 import _rewards
 import _rewards_page
@@ -71,6 +72,16 @@ def test_useful_tokens_of_a_reward_model_count_a_common_beginning_once():
     found = reward_measure.describe_rows([[1, 2, 3, 4]], [[1, 2, 5]])
     assert found["useful_tokens"] == 5
     assert found["digest"] != reward_measure.describe_rows([[1, 2, 5]], [[1, 2, 3, 4]])["digest"]
+
+
+def test_a_reward_margin_next_to_zero_is_compared_as_the_scores_it_comes_of():
+    """Means of 0.25 and margins of 0.01 and 0.0101: scores 0.255 and 0.245, and 0.25505 and 0.24495."""
+    line = {"loss": 0.7, "accuracy": 0.5, "grad_norm": 6.0, "mean_reward": 0.25, "margin": 0.01}
+    found, other = reward_measure.compared(line), reward_measure.compared({**line, "margin": 0.0101})
+    assert found["chosen_reward"] == pytest.approx(0.255)
+    assert found["rejected_reward"] == pytest.approx(0.245)
+    (difference,) = _compare.differences(found, other, ["chosen_reward"])
+    assert difference.relative == pytest.approx(0.00005 / 0.25505)
 
 
 def test_rows_of_a_reward_model_are_never_cut(tokenizer):
