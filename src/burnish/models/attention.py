@@ -1,7 +1,7 @@
 """Attention over a `TokenTree`: every completion attends to its prompt and to itself, and a prompt is there once.
 
-It is three plain attentions: of the prompts, of all completions of a prompt over the prompt, and of each completion
-over itself. The last two are of the same queries, and become one by their log-sum-exps l:
+It is three plain attentions (`models.spans`): of the prompts, of all completions of a prompt over the prompt, and of
+each completion over itself. The last two are of the same queries, and become one by their log-sum-exps l:
 
     l = log(exp l1 + exp l2)        O = exp(l1 - l) O1 + exp(l2 - l) O2
 
@@ -16,9 +16,8 @@ Source: FlashAttention-2 (2307.08691) section 3.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,12 +25,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 
-from burnish.models.flash import Sight, attend, attend_backward
+from burnish.models.spans import make_spans
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import nn
 
+    from burnish.models.spans import Span
     from burnish.models.tree import TokenTree
 
 NAME = "burnish_tree"
@@ -135,145 +135,38 @@ def attention_of(trunk: nn.Module, name: str) -> Iterator[None]:
         config._attn_implementation = own
 
 
-class _Cut:
-    """The row of a tree cut into prompts (P, 1, L), part 0, and completions (P, G, T), part 1."""
-
-    def __init__(self, tree: TokenTree) -> None:
-        self.tree = tree
-        self.places = (tree.prompts[:, None], tree.answers)
-        self.masks = (tree.prompt_mask[:, None], tree.answer_mask)
-
-    def parts(self, row: Float[Tensor, "S heads D"]) -> list[Float[Tensor, "P G T heads D"]]:
-        """Both parts; without padding no copies."""
-        if self.tree.is_ragged:
-            return [row[places] for places in self.places]
-        count = self.places[0].numel()
-        return [row[:count].unflatten(0, self.places[0].shape), row[count:].unflatten(0, self.places[1].shape)]
-
-    def gradients(self, row: Float[Tensor, "S heads D"]) -> list[Float[Tensor, "P G T heads D"]]:
-        """As `parts`, and 0 at padding, so that it adds nothing to any key or value."""
-        parts = self.parts(row)
-        if not self.tree.is_ragged:
-            return parts
-        return [part * mask[..., None, None] for part, mask in zip(parts, self.masks, strict=True)]
-
-    def join(self, prompts: Float[Tensor, "PL heads D"], answers: Float[Tensor, "PGT heads D"]) -> Tensor:
-        """Both parts, flat, as one row (S, heads, D)."""
-        joined = torch.cat([prompts, answers])
-        return joined[self.tree.source] if self.tree.is_ragged else joined
-
-
-@dataclass(frozen=True, eq=False)
-class _Span:
-    """One of the three attentions.
-
-    Attributes:
-        queries: the part they are of, prompts (0) or completions (1).
-        keys: the part that they are of.
-        sight: which keys a query sees.
-        together: all completions of a prompt are one sequence; else each is one.
-    """
-
-    queries: int
-    keys: int
-    sight: Sight
-    together: bool = False
-
-    def sequences(self, part: Float[Tensor, "P G T heads D"]) -> Float[Tensor, "B heads M D"]:
-        """What `attend` takes."""
-        return (part.flatten(1, 2) if self.together else part.flatten(0, 1)).transpose(1, 2)
-
-    def attend(self, query: list[Tensor], key: list[Tensor], value: list[Tensor], scale: float) -> list[Tensor]:
-        """Output and log-sum-exp of its queries, flat."""
-        own, keys, values = map(self.sequences, (query[self.queries], key[self.keys], value[self.keys]))
-        return [_flat(found) for found in attend(own, keys, values, self.sight, scale)]
-
-    def gradients(
-        self,
-        of_queries: Sequence[Float[Tensor, "P G T Hq D"]],
-        of_keys: Sequence[Float[Tensor, "P G T Hk D"]],
-        scale: float,
-    ) -> list[Tensor]:
-        """Of its queries, keys and values, flat.
-
-        Args:
-            of_queries: gradient of the output, query, output, and log-sum-exp of its part.
-            of_keys: key and value of its part.
-            scale: of the scores.
-        """
-        grad, query, output, lse = map(self.sequences, of_queries)
-        key, value = map(self.sequences, of_keys)
-        return [_flat(g) for g in attend_backward(grad, query, key, value, output, lse, self.sight, scale)]
-
-
-def _flat(sequences: Float[Tensor, "B heads M D"]) -> Float[Tensor, "BM heads D"]:
-    return sequences.transpose(1, 2).flatten(0, 1)
-
-
-def _spans(tree: TokenTree, window: int | None) -> tuple[_Span, _Span, _Span]:
-    """Prompts over themselves, completions over their prompts, and completions over themselves."""
-    return (
-        _Span(0, 0, _before(tree.prompts, window)),
-        _Span(1, 0, _prefix(tree, window), together=True),
-        _Span(1, 1, _before(tree.answers, window)),
-    )
-
-
-def _before(places: Tensor, window: int | None) -> Sight:
-    """A token of a sequence sees those before it, as far as its window reaches."""
-    if window is None:
-        return Sight(later=False)
-    ones = torch.ones(places.shape[-1], places.shape[-1], dtype=torch.bool, device=places.device)
-    return Sight(hidden=(ones.triu(1) | ones.tril(-window))[None, None])
-
-
-def _prefix(tree: TokenTree, window: int | None) -> Sight:
-    """Which of its prompt's keys a completion's token does not see: padding, and what its window has left behind."""
-    hidden = ~tree.prompt_mask[:, None, None, :]  # (P, 1, 1, L)
-    if window is None:
-        return Sight(hidden=hidden if tree.has_short_prompts else None)
-    _, num_answers, num_tokens = tree.answers.shape
-    places = torch.arange(num_tokens, device=hidden.device).repeat(num_answers)[:, None]  # (G T, 1)
-    lengths = tree.prompt_mask.sum(1).view(-1, 1, 1, 1)
-    distance = lengths + places - torch.arange(hidden.shape[-1], device=hidden.device)
-    return Sight(hidden=hidden | (distance >= window))
-
-
 class _TreeAttention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: TokenTree, window: int | None, scale: float
     ) -> Tensor:
-        cut = _Cut(tree)
-        queries, keys, values = (cut.parts(row) for row in (query, key, value))
-        found = [span.attend(queries, keys, values, scale) for span in _spans(tree, window)]
+        found = [span.attend(query, key, value, scale) for span in _spans(tree, window)]
         (of_prompts, prompts_lse), (over_prompt, prompt_lse), (over_own, own_lse) = found
         share = (own_lse - prompt_lse).sigmoid()
         of_answers = torch.lerp(over_prompt.to(share.dtype), over_own.to(share.dtype), share).to(query.dtype)
-        output = cut.join(of_prompts, of_answers)
-        ctx.save_for_backward(query, key, value, output, prompts_lse, torch.logaddexp(prompt_lse, own_lse))
+        output = torch.cat([of_prompts, of_answers])
+        lse = torch.cat([prompts_lse, torch.logaddexp(prompt_lse, own_lse)])
+        ctx.save_for_backward(query, key, value, output, lse)
         ctx.tree, ctx.window, ctx.scale = tree, window, scale
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, output, *lses = ctx.saved_tensors
-        cut, dtype = _Cut(ctx.tree), lses[0].dtype  # products of small blocks in bfloat16 are slower, and less exact
-        lse = [part.unflatten(0, places.shape) for part, places in zip(lses, cut.places, strict=True)]
+        query, key, value, output, lse = ctx.saved_tensors
+        # in float32: products of small blocks in bfloat16 are slower, and less exact
+        grad, *states = (tensor.to(lse.dtype) for tensor in (grad, query, key, value, output))
         with torch.autocast(grad.device.type, enabled=False):
-            queries, keys, values, outputs = (cut.parts(row.to(dtype)) for row in (query, key, value, output))
-            of_queries = list(zip(cut.gradients(grad.to(dtype)), queries, outputs, lse, strict=True))
-            of_keys = list(zip(keys, values, strict=True))
             of_prompts, prefix, own = (
-                span.gradients(of_queries[span.queries], of_keys[span.keys], ctx.scale)
-                for span in _spans(ctx.tree, ctx.window)
+                span.gradients(grad, *states, lse=lse, scale=ctx.scale) for span in _spans(ctx.tree, ctx.window)
             )
-        return (
-            cut.join(of_prompts[0], prefix[0] + own[0]).to(query.dtype),
-            cut.join(of_prompts[1] + prefix[1], own[1]).to(key.dtype),
-            cut.join(of_prompts[2] + prefix[2], own[2]).to(value.dtype),
-            None,
-            None,
-            None,
-        )
+            of_query = torch.cat([of_prompts[0], prefix[0] + own[0]])
+            of_key, of_value = (torch.cat([of_prompts[n] + prefix[n], own[n]]) for n in (1, 2))
+        return of_query.to(query.dtype), of_key.to(key.dtype), of_value.to(value.dtype), None, None, None
+
+
+def _spans(tree: TokenTree, window: int | None) -> tuple[Span, Span, Span]:
+    """Of a tree, which all layers with one window share."""
+    if window not in tree.spans:
+        tree.spans[window] = make_spans(tree, window)
+    return tree.spans[window]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn.attention.flex_attention import BlockMask
 
+    from burnish.models.spans import Span
     from burnish.types import TokenBatch
 
 
@@ -32,6 +33,7 @@ class TokenTree:
         order: (N,) where in (P, G), flattened, each completion is.
         windows: the sliding window of each layer that has one, in the order of the layers; filled by attention.
         masks: of each window what flex attention keeps of the tree; filled by attention.
+        spans: of each window what the attention on a CPU is put together from; filled by attention.
     """
 
     source: Int[Tensor, "S"]
@@ -42,16 +44,7 @@ class TokenTree:
     order: Int[Tensor, "N"]
     windows: list[int] = field(default_factory=list[int])
     masks: dict[int | None, BlockMask] = field(default_factory=dict)
-
-    @property
-    def is_ragged(self) -> bool:
-        """Some block has padding."""
-        return len(self.source) < self.prompts.numel() + self.answers.numel()
-
-    @property
-    def has_short_prompts(self) -> bool:
-        """Some prompt is shorter than the longest one."""
-        return bool((self.prompt_mask.sum(1) < self.prompts.shape[1]).any())
+    spans: dict[int | None, tuple[Span, Span, Span]] = field(default_factory=dict)
 
     def input_ids(self, batch: TokenBatch) -> Int[Tensor, "1 S"]:
         """The batch's tokens in the order of the row."""
