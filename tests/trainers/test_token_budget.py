@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from burnish import DPOConfig
-from burnish.trainers.parts import CPU_TOKENS, cut, token_budget
+from burnish.trainers.parts import CPU_TOKENS, CPU_TOKENS_LOW_PRECISION, cut, token_budget
 from burnish.types import PreferenceBatch
 
 
@@ -80,6 +80,7 @@ def test_budget_of_a_run(tmp_path):
         return token_budget(DPOConfig(output_dir=str(tmp_path), use_cpu=True, **options))
 
     assert of() == CPU_TOKENS
+    assert of(bf16=True) == CPU_TOKENS_LOW_PRECISION
     assert of(token_budget=0) is None
     assert of(token_budget=300) == 300
     with pytest.raises(ValueError, match="token_budget=-1; allowed: whole numbers from 0"):

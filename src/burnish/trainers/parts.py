@@ -17,14 +17,18 @@ if TYPE_CHECKING:
     from burnish.trainers.config import PolicyConfig
     from burnish.types import TokenBatch
 
-CPU_TOKENS = 1024  # matrix products are at their best speed with fewer, and the activations of these fit anywhere
+# Float32 products are at their best speed with fewer, and these fit anywhere. In low precision products are cheap, and
+# what every part costs besides (gradients of all weights, cast and added) is not.
+CPU_TOKENS, CPU_TOKENS_LOW_PRECISION = 1024, 4096
 
 
 def token_budget(options: PolicyConfig) -> int | None:
-    """The most tokens of a part: what was asked for, 0 for no bound; unset, `CPU_TOKENS` on a CPU."""
+    """The most tokens of a part: what was asked for, 0 for no bound; unset, on a CPU, what its precision takes."""
     if options.token_budget is not None:
         return options.token_budget or None
-    return CPU_TOKENS if options.device.type == "cpu" else None
+    if options.device.type != "cpu":
+        return None
+    return CPU_TOKENS_LOW_PRECISION if options.bf16 or options.fp16 else CPU_TOKENS
 
 
 def cut(batch: TokenBatch, budget: int | None) -> list[Int[Tensor, "K"]]:
