@@ -73,12 +73,22 @@ ACTIVATIONS: Mapping[str, Activation] = {
 }
 
 
-def rms_norm(states: Tensor, weight: Tensor, *, eps: float, kind: NormKind) -> Tensor:
-    """x / sqrt(mean x² + eps) scale(weight) over the last dimension, as a family's module computes it."""
+def rms_norm(states: Tensor, weight: Tensor, *, eps: float, kind: NormKind, narrow: bool = False) -> Tensor:
+    """x / sqrt(mean x² + eps) scale(weight) over the last dimension, as a family's module computes it.
+
+    Args:
+        states: x.
+        weight: of the module.
+        eps: of the module.
+        kind: what its family does.
+        narrow: only products read the result: under autocast it is in their dtype.
+    """
+    device = states.device.type
+    dtype = torch.get_autocast_dtype(device) if narrow and torch.is_autocast_enabled(device) else None
     if not torch.is_grad_enabled():
-        return _norm(states, weight, eps, kind)[0]
-    normed, root = _RMSNorm.apply(states, weight, eps, kind)
-    offer(normed, partial(_scaled, states.detach(), root, weight.detach(), kind))
+        return _norm(states, weight, eps, kind, dtype)[0]
+    normed, root = _RMSNorm.apply(states, weight, eps, kind, dtype)
+    offer(normed, partial(_scaled, states.detach(), root, weight.detach(), kind, dtype))
     return normed
 
 
@@ -126,27 +136,40 @@ class _Rotation(torch.autograd.Function):
         return _rotated(grad, cos, sin, back=True).to(ctx.dtype), None, None
 
 
-def _norm(states: Tensor, weight: Tensor, eps: float, kind: NormKind) -> tuple[Tensor, Tensor]:
-    """The normed states, and r (..., 1)."""
+def _norm(
+    states: Tensor, weight: Tensor, eps: float, kind: NormKind, dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
+    """The normed states, in this dtype if there is one, and r (..., 1)."""
     squares = states.to(torch.float32).pow(2)
     root = squares.mean(-1, keepdim=True).add_(eps).rsqrt_()
-    return _scaled(states, root, weight, kind, out=squares), root
+    return _scaled(states, root, weight, kind, dtype, out=squares), root
 
 
-def _scaled(states: Tensor, root: Tensor, weight: Tensor, kind: NormKind, *, out: Tensor | None = None) -> Tensor:
+def _scaled(
+    states: Tensor,
+    root: Tensor,
+    weight: Tensor,
+    kind: NormKind,
+    dtype: torch.dtype | None,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
     scale = kind.scale(weight)
     normed = torch.mul(states.to(torch.float32), root, out=out)
     if kind.casts_first:
         normed = normed.to(states.dtype)
     same = torch.promote_types(normed.dtype, scale.dtype) == normed.dtype
     scaled = normed.mul_(scale) if same else normed * scale
-    return scaled if kind.casts_first else scaled.to(states.dtype)
+    own = scaled if kind.casts_first else scaled.to(states.dtype)
+    return own if dtype is None else own.to(dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, eps: float, kind: NormKind) -> tuple[Tensor, Tensor]:
-        normed, root = _norm(states, weight, eps, kind)
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, eps: float, kind: NormKind, dtype: torch.dtype | None
+    ) -> tuple[Tensor, Tensor]:
+        normed, root = _norm(states, weight, eps, kind, dtype)
         ctx.save_for_backward(states, weight, root)
         ctx.kind = kind
         ctx.mark_non_differentiable(root)
@@ -165,7 +188,7 @@ class _RMSNorm(torch.autograd.Function):
             along = (both @ scale)[:, None].mul_(root.pow(3)).div_(-rows.shape[1])  # (R, 1)
             grad_states = torch.mul(own, scale, out=both).mul_(root).addcmul_(rows, along)
             of_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
-            return grad_states.view_as(states).to(states.dtype), of_weight, None, None
+            return grad_states.view_as(states).to(states.dtype), of_weight, None, None, None
 
 
 def _product(gate: Tensor, up: Tensor, activation: Activation, activated: list[Tensor] | None = None) -> Tensor:

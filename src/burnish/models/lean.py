@@ -25,6 +25,7 @@ from burnish.models.introspect import (
     rotation_of,
     with_rotation,
 )
+from burnish.models.narrow import is_narrow, narrow_norms
 from burnish.models.recipes import recipes_kept
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def install_lean(trunk: nn.Module, wanted: str = "auto") -> None:
             chosen[kind] = None if found is None else _marked(found)
         if (forward := chosen[kind]) is not None:
             vars(module)["forward"] = MethodType(forward, module)
+    narrow_norms(trunk, [module for module in trunk.modules() if is_lean(module) and norm_epsilon(module) is not None])
 
 
 def is_lean(module: nn.Module) -> bool:
@@ -124,7 +126,7 @@ def _candidates(module: nn.Module) -> list[Forward]:
 
 def _norm_forward(eps: float, kind: NormKind) -> Forward:
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
-        return rms_norm(hidden_states, self.weight, eps=eps, kind=kind)
+        return rms_norm(hidden_states, self.weight, eps=eps, kind=kind, narrow=is_narrow(self))
 
     return forward
 
