@@ -44,15 +44,16 @@ def in_the_open(query, key, value, tree: TokenTree, window: int | None, scale: f
 
 @pytest.mark.parametrize("window", [None, 7, 1000], ids=["all", "near", "wider than the row"])
 @pytest.mark.parametrize("flash", [True, False], ids=["flash", "open"])
-def test_values_and_gradients_are_those_of_one_softmax(window, flash, monkeypatch):
+@pytest.mark.parametrize("size_of_scores", [0.3, 300], ids=["", "very sure"])
+def test_values_and_gradients_are_those_of_one_softmax(window, flash, size_of_scores, monkeypatch):
     monkeypatch.setattr("burnish.models.flash.has_flash", lambda: flash)
     tree = ragged()
     size = len(tree.source)
     inputs = [states(size, HEADS, 0.1), states(size, GROUPS, 0.5), states(size, GROUPS, 0.9)]
     found = AttentionInterface()[attention.NAME](
-        torch.nn.Identity(), *inputs, None, scaling=0.3, sliding_window=window, token_tree=tree
+        torch.nn.Identity(), *inputs, None, scaling=size_of_scores, sliding_window=window, token_tree=tree
     )[0]
-    exact = in_the_open(*inputs, tree, window, 0.3)
+    exact = in_the_open(*inputs, tree, window, size_of_scores)
     torch.testing.assert_close(found, exact, atol=1e-12, rtol=1e-10)
     factors = torch.arange(found.numel(), dtype=torch.float64).cos().view_as(found)
     for own, other in zip(
@@ -92,8 +93,8 @@ def test_sequences_of_one_length_are_not_copied():
             assert sequences.take(row).untyped_storage().data_ptr() == row.untyped_storage().data_ptr()
 
 
-def test_padding_is_zero_where_it_is_asked_for():
+def test_padding_is_what_is_asked_for():
     """Sequences at 2 and 7, of three tokens and one, of a row of the numbers of its places."""
     row = torch.arange(10.0)[:, None, None]  # (S, 1, 1)
     sequences = Sequences.of([2, 7], [3, 1], row.device)
-    assert sequences.take(row, padding_is_zero=True).flatten(1).tolist() == [[2, 3, 4], [7, 0, 0]]
+    assert sequences.take(row, padding=0.0).flatten(1).tolist() == [[2, 3, 4], [7, 0, 0]]

@@ -7,6 +7,7 @@ Between, everything is in the order of the row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -49,14 +50,14 @@ class Sequences:
         is_full = min(lengths) == max(lengths)
         return cls((begins + columns) * mask, None if is_full else mask, starts[0] if is_full and follow else None)
 
-    def take(self, row: Float[Tensor, "S heads D"], *, padding_is_zero: bool = False) -> Float[Tensor, "B heads M D"]:
-        """Their numbers; anything at padding, or 0. Without a copy where they follow each other."""
+    def take(self, row: Float[Tensor, "S heads D"], *, padding: float | None = None) -> Float[Tensor, "B heads M D"]:
+        """Their numbers; this at padding, or anything. Without a copy where they follow each other."""
         if self.start is not None:
             numbers = row[self.start : self.start + self.places.numel()].unflatten(0, self.places.shape)
         else:
             numbers = row[self.places]
-        if padding_is_zero and self.mask is not None:
-            numbers = numbers * self.mask[..., None, None]
+        if padding is not None and self.mask is not None:
+            numbers = numbers.masked_fill(~self.mask[..., None, None], padding)
         return numbers.transpose(1, 2)
 
 
@@ -139,12 +140,12 @@ class Span:
         """Of its queries, and of its keys and values, for an output and log-sum-exp of which these are a part."""
         found = [
             attend_backward(
-                b.queries.take(grad, padding_is_zero=True),
+                b.queries.take(grad, padding=0.0),
                 b.queries.take(query),
                 b.keys.take(key),
                 b.keys.take(value),
                 b.queries.take(output),
-                b.queries.take(lse),
+                b.queries.take(lse, padding=math.inf),  # weights of 0, whatever the scores
                 b.sight,
                 scale,
             )
