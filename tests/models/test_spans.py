@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_flash import way  # noqa: F401  # a fixture
 from test_sharing import make_batch
 from transformers import AttentionInterface
 
@@ -43,10 +44,11 @@ def in_the_open(query, key, value, tree: TokenTree, window: int | None, scale: f
 
 
 @pytest.mark.parametrize("window", [None, 7, 1000], ids=["all", "near", "wider than the row"])
-@pytest.mark.parametrize("flash", [True, False], ids=["flash", "open"])
+@pytest.mark.parametrize("free_padding", [0, 16, 1 << 30], ids=["an eighth", "as it comes", "one block"])
 @pytest.mark.parametrize("size_of_scores", [0.3, 300], ids=["", "very sure"])
-def test_values_and_gradients_are_those_of_one_softmax(window, flash, size_of_scores, monkeypatch):
-    monkeypatch.setattr("burnish.models.flash.has_flash", lambda: flash)
+@pytest.mark.usefixtures("way")
+def test_values_and_gradients_are_those_of_one_softmax(window, free_padding, size_of_scores, monkeypatch):
+    monkeypatch.setattr("burnish.models.spans.FREE_PADDING", free_padding)
     tree = ragged()
     size = len(tree.source)
     inputs = [states(size, HEADS, 0.1), states(size, GROUPS, 0.5), states(size, GROUPS, 0.9)]
