@@ -49,6 +49,23 @@ def by_autograd(hidden, weight, bias, targets, *, spec) -> dict[str, torch.Tenso
     }
 
 
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_rows_that_are_rounded_up(spec):
+    """101 rows are computed as 102, of which one is nobody's."""
+    hidden, weight, bias, targets = make_inputs(bias=True, rows=101)
+    found = score_tokens(hidden, weight, bias, targets, spec=spec, needs=frozenset(STATISTICS))
+    exact = by_autograd(hidden, weight, bias, targets, spec=spec)
+    for name, values in found.items():
+        torch.testing.assert_close(values, exact[name], atol=1e-12, rtol=1e-10)
+    factors = torch.linspace(-1, 2, 101, dtype=torch.float64)
+    grads = [
+        torch.autograd.grad((of["logps"] * factors - of["entropy"]).sum(), (hidden, weight, bias))
+        for of in (found, exact)
+    ]
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-9)
+
+
 def test_by_hand():
     """Logits log 3 and 0: probabilities 3/4 and 1/4, entropy -(3/4 log 3/4 + 1/4 log 1/4) = 0.5623351446,
     mean logit log(3) / 2, sum of squares 9/16 + 1/16.

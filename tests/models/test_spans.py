@@ -79,7 +79,7 @@ def test_a_ragged_tree_computes_few_scores_that_nobody_needs():
     """Answers of 50, 3, 48, 1, 60 and 90 tokens are three blocks, [90], [50, 48, 60] and [3, 1], not one of 6 x 90."""
     spans = make_spans(ragged(), None)
     shapes = [[tuple(block.queries.places.shape) for block in span.blocks] for span in spans]
-    assert shapes[0] == [(2, 70), (1, 30), (2, 5)]
+    assert shapes[0] == [(2, 70), (1, 30), (3, 5)], "the last one of what rounds the row up"
     assert shapes[2] == [(1, 90), (3, 60), (2, 3)]
 
 

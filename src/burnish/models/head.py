@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 
 from burnish.models.introspect import HeadSpec, logits_of
+from burnish.models.rounded import round_up
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -67,13 +69,17 @@ def score_tokens(
     extra = tuple(name for name in STATISTICS if name in needs and name != "entropy")
     if not TILED:
         return _score_openly(hidden, weight, bias, targets, spec=spec, dtype=dtype, needs=needs)
+    count = len(hidden)
+    hidden, targets = pad(hidden, (0, 0, 0, round_up(count) - count)), pad(targets, (0, round_up(count) - count))
     trained = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
     keep = trained and keeps_logits(len(hidden), len(weight), device)
     options = (spec, dtype, extra, "entropy" in needs, keep)
     with torch.autocast(device, enabled=False):
         logps, entropy, *rest = _TileScores.apply(hidden, weight, bias, targets, *options)
     stats = {"logps": logps, **dict(zip(extra, rest, strict=True))}
-    return {**stats, "entropy": entropy} if "entropy" in needs else stats
+    if "entropy" in needs:
+        stats["entropy"] = entropy
+    return {name: values[:count] for name, values in stats.items()}
 
 
 def tile_rows(vocabulary: int, device_type: str) -> int:

@@ -1,7 +1,8 @@
-"""Prompts and their completions as one row without padding: where each token stands, and at which position.
+"""Prompts and their completions as one row: where each token stands, and at which position.
 
 Prompts come first, then the completions, prompt by prompt: for one prompt of two tokens with completions of two and
-one tokens the row is [p0 p1 | a0 a1 | b0], at positions [0 1 | 2 3 | 2].
+one tokens the row is [p0 p1 | a0 a1 | b0], at positions [0 1 | 2 3 | 2]. What rounds its length up is prompts without
+completions, of which nobody reads anything.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
+
+from burnish.models.rounded import round_up
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenTree:
     """A batch as a row of S tokens. G is the largest number of completions of one prompt; blocks are right-padded.
+
+    P counts the prompts that only round S up too. They come after the others.
 
     Attributes:
         source: (S,) the place of each token in the prompts' block, flattened, followed by the completions'.
@@ -47,8 +52,10 @@ class TokenTree:
     spans: dict[int | None, tuple[Span, Span, Span]] = field(default_factory=dict)
 
     def input_ids(self, batch: TokenBatch) -> Int[Tensor, "1 S"]:
-        """The batch's tokens in the order of the row."""
+        """The batch's tokens in the order of the row; what rounds it up repeats the first one."""
         prompts = _right_padded(batch.prompt_ids, batch.prompt_mask)
+        more = len(self.prompts) - len(prompts)
+        prompts = torch.cat([prompts, prompts[:1, :1].expand(more, prompts.shape[1])])
         answers = batch.completion_ids.new_zeros(self.answers.shape).flatten(0, 1)
         answers[self.order] = batch.completion_ids
         return torch.cat([prompts.flatten(), answers.flatten()])[self.source][None]
@@ -92,7 +99,8 @@ class TokenTree:
 
 def make_tree(batch: TokenBatch) -> TokenTree:
     """The tree of a batch; every prompt has a token, and every completion a prompt."""
-    num_prompts = len(batch.prompt_ids)
+    prompt_mask = _rounded_up(_right_padded(batch.prompt_mask, batch.prompt_mask), int(batch.completion_mask.sum()))
+    num_prompts = len(prompt_mask)
     counts = torch.bincount(batch.prompt_index, minlength=num_prompts)  # (P,)
     num_answers = int(counts.max())
     by_prompt = batch.prompt_index.argsort(stable=True)  # (N,)
@@ -100,7 +108,6 @@ def make_tree(batch: TokenBatch) -> TokenTree:
     rank = torch.empty_like(by_prompt)
     rank[by_prompt] = torch.arange(len(by_prompt), device=rank.device) - starts[batch.prompt_index[by_prompt]]
     order = batch.prompt_index * num_answers + rank  # (N,)
-    prompt_mask = _right_padded(batch.prompt_mask, batch.prompt_mask)
     answer_mask = prompt_mask.new_zeros(num_prompts * num_answers, batch.completion_mask.shape[1])
     answer_mask[order] = batch.completion_mask
     mask = torch.cat([prompt_mask.flatten(), answer_mask.flatten()])
@@ -115,6 +122,14 @@ def make_tree(batch: TokenBatch) -> TokenTree:
         answer_mask=answer_mask.view(shape),
         order=order,
     )
+
+
+def _rounded_up(mask: Bool[Tensor, "P L"], others: int) -> Bool[Tensor, "P L"]:
+    """With the prompts, none longer than the others, that round up all tokens together."""
+    size, width = int(mask.sum()) + others, mask.shape[1]
+    missing = round_up(size) - size
+    more = torch.arange(-(-missing // width) * width, device=mask.device).view(-1, width) < missing
+    return torch.cat([mask, more])
 
 
 def _right_padded(values: Int[Tensor, "P L"], mask: Bool[Tensor, "P L"]) -> Int[Tensor, "P L"]:

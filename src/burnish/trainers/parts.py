@@ -1,11 +1,13 @@
 """A micro-batch in parts under a token budget: whole groups, so that a shared prompt stays shared.
 
 The loss of a part is divided by the counts of the whole step, so how a micro-batch is cut changes no gradient. It
-bounds the memory of activations, and keeps rows of one length together.
+bounds the memory of activations, and keeps rows of one length together. Parts are as even as their number allows.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,14 +47,26 @@ def cut(batch: TokenBatch, budget: int | None) -> list[Int[Tensor, "K"]]:
     lengths = batch.prompt_mask.sum(1).index_add(0, batch.prompt_index, of_rows)  # (P,)
     if int(lengths.sum()) <= budget:
         return [everything]
-    parts: list[list[int]] = []
-    used = budget
-    for prompt in lengths.argsort(descending=True, stable=True).tolist():
-        length = int(lengths[prompt])
-        if used + length > budget:
-            parts.append([])
-            used = 0
-        parts[-1].append(prompt)
-        used += length
+    order = lengths.argsort(descending=True, stable=True).tolist()
+    ordered = lengths[order].tolist()
+    ends = _fill(ordered, _least_budget(ordered, budget))
+    parts = [order[start:end] for start, end in pairwise([0, *ends])]
     rows = [torch.isin(batch.prompt_index, torch.tensor(part, device=everything.device)) for part in parts]
     return [everything[mine] for mine in rows if bool(mine.any())]
+
+
+def _least_budget(lengths: list[int], budget: int) -> int:
+    """With which there are as many parts as with the one that is given."""
+    fewest = len(_fill(lengths, budget))
+    return bisect_left(range(budget), True, key=lambda less: len(_fill(lengths, less)) <= fewest)
+
+
+def _fill(lengths: list[int], budget: int) -> list[int]:
+    """Where each part ends that takes as many of the lengths as the budget allows, one after the other."""
+    ends, used = [], 0
+    for number, length in enumerate(lengths):
+        if used and used + length > budget:
+            ends.append(number)
+            used = 0
+        used += length
+    return [*ends, len(lengths)]
