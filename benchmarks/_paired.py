@@ -16,7 +16,8 @@ from _compare import GATE, differences, format_gate, other_tokens
 from _methods import METHODS
 from _processes import Arm, num_cores, peer_python, run_arm, run_prepare, say
 
-PEER, PEER_TUNED, OURS, OURS_UNTUNED = "TRL", "TRL, tuned", "Burnish", "Burnish, cpu_tuning off"
+PEER, PEER_TUNED, PEER_CHECKPOINTED = "TRL", "TRL, tuned", "TRL, gradient checkpointing"
+OURS, OURS_UNTUNED = "Burnish", "Burnish, cpu_tuning off"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +85,22 @@ class NotEqualError(RuntimeError):
 
 
 def make_arms(
-    method: str, *, given_python: str | None = None, peer: bool = True, peer_tuned: bool = False, untuned: bool = False
+    method: str,
+    *,
+    given_python: str | None = None,
+    peer: bool = True,
+    peer_tuned: bool = False,
+    peer_checkpointed: bool = False,
+    untuned: bool = False,
 ) -> list[Arm]:
-    """TRL first, then, if asked for, TRL with Burnish's CPU settings, Burnish, and Burnish without them."""
-    theirs = [(PEER, False)] * peer + [(PEER_TUNED, True)] * peer_tuned
+    """TRL first, also with Burnish's CPU settings and with gradient checkpointing; then Burnish, also without them."""
+    tuned, plain = {"tuned": True}, {"tuned": False}
+    theirs = [(PEER, plain)] * peer + [(PEER_TUNED, tuned)] * peer_tuned
+    theirs += [(PEER_CHECKPOINTED, {**plain, "gradient_checkpointing": True})] * peer_checkpointed
     python = peer_python(given_python, METHODS[method].peer) if theirs else ""
     ours = [(OURS, "auto")] + [(OURS_UNTUNED, "off")] * untuned
     return [
-        *(Arm(name, python, f"{method}_trl.py", {"tuned": tuned}) for name, tuned in theirs),
+        *(Arm(name, python, f"{method}_trl.py", options) for name, options in theirs),
         *(Arm(name, sys.executable, f"{method}_burnish.py", {"cpu_tuning": tuning}) for name, tuning in ours),
     ]
 

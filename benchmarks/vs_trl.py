@@ -39,6 +39,9 @@ def parse_arguments() -> argparse.Namespace:
     online.add_argument("--epochs", type=int, help="ppo: passes over the answers of a round (default: 2)")
     arms = parser.add_argument_group("arms")
     arms.add_argument("--peer-tuned", action="store_true", help="also run TRL with what Burnish sets on the CPU")
+    arms.add_argument(
+        "--peer-checkpointed", action="store_true", help="also run TRL with gradient checkpointing, its default"
+    )
     arms.add_argument("--ours-untuned", action="store_true", help="also run Burnish with cpu_tuning='off'")
     args = parser.parse_args()
     method = METHODS[args.method]
@@ -70,7 +73,13 @@ def make_case(args: argparse.Namespace) -> Case:
 def main() -> int:
     args = parse_arguments()
     case, machine = make_case(args), machine_facts()
-    arms = make_arms(args.method, given_python=args.peer_python, peer_tuned=args.peer_tuned, untuned=args.ours_untuned)
+    arms = make_arms(
+        args.method,
+        given_python=args.peer_python,
+        peer_tuned=args.peer_tuned,
+        peer_checkpointed=args.peer_checkpointed,
+        untuned=args.ours_untuned,
+    )
     try:
         comparison = compare(case, arms)
     except (NotEqualError, ArmFailedError) as error:

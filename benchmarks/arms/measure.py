@@ -98,7 +98,8 @@ def _mark() -> dict[str, float]:
 def common_options(job: Mapping[str, Any]) -> dict[str, Any]:
     """Options of every trainer in both libraries, under the names that both know.
 
-    The peer turns bf16 and gradient checkpointing on by default; here both are as the job says, in both.
+    The peer turns bf16 and gradient checkpointing on by default; here both are as the job says, and the latter is off
+    unless an arm asks for it.
     """
     return {
         "output_dir": job["output_dir"],
@@ -109,7 +110,7 @@ def common_options(job: Mapping[str, Any]) -> dict[str, Any]:
         "optim": "adamw_torch_fused",
         "max_grad_norm": 1.0,
         "bf16": job["precision"] == "bfloat16",
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": job.get("gradient_checkpointing", False),
         "disable_dropout": True,
         "seed": job["seed"],
         "logging_steps": 1,
