@@ -67,11 +67,11 @@ def test_scores_are_those_of_each_row_alone(dtype, layout, max_tokens):
     assert_same(found, one_by_one(reward, prompts, answers))
 
 
-def test_a_prompt_is_computed_once_and_no_padding():
+def test_a_prompt_is_computed_once_and_little_padding():
     """The empty answer leaves each of its prompt's answers one more token of their own, but for a prompt of one token.
 
     Prompts of 30, 12 and 1 tokens with answers of 4, 4, 0, 33 and 1, and one of 24 with an answer of 1:
-    (29 + 47) + (11 + 47) + (1 + 42) + 25 = 202 tokens; in rows 16 x 63.
+    (29 + 47) + (11 + 47) + (1 + 42) + 25 = 202 tokens, and 2 that round them up; in rows 16 x 63.
     """
     reward = ClassifierReward(make_classifier(), make_tokenizer())
     prompts, answers = make_round()
@@ -79,7 +79,7 @@ def test_a_prompt_is_computed_once_and_no_padding():
     seen = inputs_of(reward)
     reward(prompts, answers)
     reward(prompts, answers, prefix_sharing="off")
-    assert seen == [(1, 202), (16, 63)]
+    assert seen == [(1, 204), (16, 63)]
 
 
 def test_cut_rows_share_nothing_and_are_counted():

@@ -69,7 +69,7 @@ def score_tokens(
     extra = tuple(name for name in STATISTICS if name in needs and name != "entropy")
     if not TILED:
         return _score_openly(hidden, weight, bias, targets, spec=spec, dtype=dtype, needs=needs)
-    count = len(hidden)
+    count = len(hidden)  # from here on more rows, of which nobody reads anything
     hidden, targets = pad(hidden, (0, 0, 0, round_up(count) - count)), pad(targets, (0, round_up(count) - count))
     trained = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
     keep = trained and keeps_logits(len(hidden), len(weight), device)
