@@ -47,6 +47,8 @@ def parse_arguments() -> argparse.Namespace:
     method = METHODS[args.method]
     if "answer_tokens" in method.options and (args.prompt_tokens is None) != (args.answer_tokens is None):
         parser.error("--prompt-tokens and --answer-tokens go together")
+    if args.peer_checkpointed and args.method == "ppo":
+        parser.error("ppo has no --peer-checkpointed: the loop of TRL 0.25 does not switch gradient checkpointing on")
     own, others = method.options, (METHODS[name].options for name in METHODS if name != args.method)
     foreign = dict.fromkeys(name for options in others for name in options if name not in own)
     wrong = [name for name in foreign if getattr(args, name) is not None]

@@ -53,7 +53,10 @@ def by_autograd(hidden, weight, bias, targets, *, spec) -> dict[str, torch.Tenso
 def test_rows_that_are_rounded_up(spec):
     """101 rows are computed as 102, of which one is nobody's."""
     hidden, weight, bias, targets = make_inputs(bias=True, rows=101)
-    found = score_tokens(hidden, weight, bias, targets, spec=spec, needs=frozenset(STATISTICS))
+    with CountedProducts(102) as products:
+        found = score_tokens(hidden, weight, bias, targets, spec=spec, needs=frozenset(STATISTICS))
+    assert products.count == 1
+    assert all(len(values) == 101 for values in found.values())
     exact = by_autograd(hidden, weight, bias, targets, spec=spec)
     for name, values in found.items():
         torch.testing.assert_close(values, exact[name], atol=1e-12, rtol=1e-10)
