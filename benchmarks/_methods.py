@@ -58,11 +58,12 @@ def _grpo(options: Options) -> str:
 
 
 def _ppo(options: Options) -> str:
-    prompts = f"{options['num_prompts']} prompts of {options['prompt_tokens']} tokens"
-    count = options["num_generations"]
+    exact, count, limit = options["prompt_tokens"], options["num_generations"], options["new_tokens"]
+    prompts = f"{options['num_prompts']} prompts " + (f"of {exact} tokens" if exact else "as they are")
     answers = "an answer" if count == 1 else f"{count} answers"
+    lengths = f"that end by themselves or after {limit} tokens" if options["until_eos"] else f"of {limit} tokens"
     passes = f"{options['epochs']} passes of one optimizer step over them"
-    return f"a step is a round: {answers} of {options['new_tokens']} tokens to each of {prompts}, {passes}"
+    return f"a step is a round: {answers} {lengths} to each of {prompts}, {passes}"
 
 
 METHODS = {
@@ -112,8 +113,9 @@ METHODS = {
         options={
             "num_prompts": 8,
             "num_generations": 1,
-            "prompt_tokens": 128,
+            "prompt_tokens": None,
             "new_tokens": 48,
+            "until_eos": False,
             "epochs": 2,
             "micro_batch": None,
         },

@@ -65,18 +65,22 @@ def format_phases(processes: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         for arm, runs in processes.items()
     }
     baseline, peer = next(iter(medians.items()))
-    drawn = next(iter(processes.values()))[0]["drawn_tokens"]
     rows = [
         [
             arm,
             *(f"{own[n]:.2f}" for n in names),
-            f"{drawn / own['generate']:.0f}",
+            f"{_drawn_per_second(processes[arm]):.0f}",
             *(f"{peer[n] / max(own[n], 1e-9):.2f}" for n in names),
         ]
         for arm, own in medians.items()
     ]
     ratios = [f"{baseline} / arm: {n}" for n in names]
     return markdown_table(["arm", *(f"{n}, s" for n in names), "drawn tokens/s", *ratios], rows)
+
+
+def _drawn_per_second(runs: Sequence[Mapping[str, Any]]) -> float:
+    drawn = sum(step["drawn_tokens"] for run in runs for step in timed(run["steps"]))
+    return drawn / sum(seconds for run in runs for seconds in timed(run["phases"]["generate"]))
 
 
 def page(comparison: Comparison, machine: Mapping[str, Any]) -> tuple[str, dict[str, Any], str]:

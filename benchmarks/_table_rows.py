@@ -150,7 +150,7 @@ def product_seconds(comparison: Comparison, roof: Mapping[str, Any]) -> float:
     run = comparison.processes[OURS][0]
     steps = timed(run["steps"])
     trunk = statistics.median(step["useful_tokens"] for step in steps)
-    head = statistics.median(step.get("trained_tokens", run.get("drawn_tokens", 0)) for step in steps)
+    head = statistics.median(step.get("trained_tokens", step.get("drawn_tokens", 0)) for step in steps)
     trained = trunk * sum(roof["trunk"].values()) + head * sum(roof["head"].values())
     has_reference = options.get("reference") == "live" or bool(options.get("beta"))
     scored = trunk * roof["trunk"]["forward"] + head * roof["head"]["forward"]

@@ -34,6 +34,9 @@ def parse_arguments() -> argparse.Namespace:
     online.add_argument("--num-prompts", type=int, help="prompts a step (default: grpo 2, ppo 8)")
     online.add_argument("--num-generations", type=int, help="answers to a prompt (default: grpo 8, ppo 1)")
     online.add_argument("--new-tokens", type=int, help="tokens of every answer (default: grpo 64, ppo 48)")
+    online.add_argument(
+        "--until-eos", action="store_true", default=None, help="ppo: answers may end before --new-tokens, by themselves"
+    )
     online.add_argument("--micro-batch", type=int, help="answers of a micro-batch (default: all of a step)")
     online.add_argument("--beta", type=float, help="grpo: factor of the KL; 0: no reference (default: 0.04)")
     online.add_argument("--epochs", type=int, help="ppo: passes over the answers of a round (default: 2)")

@@ -49,8 +49,9 @@ def run(
         phases.watch(trainer, method, phase)
     result = train(job, trainer, library=library, loaded=loaded, clock=clock)
     drawn = job["num_prompts"] * job["num_generations"] * job["new_tokens"]
-    result["steps"] = [{"useful_tokens": drawn + job["prompt_tokens_a_step"]} for _ in result["seconds"]]
-    write_result(job, {**result, "phases": phases.of_steps(result["seconds"]), "drawn_tokens": drawn})
+    step = {"useful_tokens": drawn + job["prompt_tokens_a_step"], "drawn_tokens": drawn}
+    result["steps"] = [step for _ in result["seconds"]]
+    write_result(job, {**result, "phases": phases.of_steps(result["seconds"])})
 
 
 def training_options(job: Job) -> dict[str, Any]:

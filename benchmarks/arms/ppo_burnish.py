@@ -8,7 +8,7 @@ from typing import Any
 from frozen_answers import FrozenGenerator
 from measure import first_log_line
 from phases import Phases
-from ppo_measure import Job, Models, found_quantities, run, training_options
+from ppo_measure import Job, Models, Rounds, found_quantities, prompts_of, run, training_options
 
 from burnish import PPOConfig, PPOTrainer
 from burnish.types import RolloutBatch
@@ -31,7 +31,7 @@ def make_trainer(job: Job, models: Models, *, kind: type = PPOTrainer, **own: An
         **training_options(job),
         cpu_tuning=job["cpu_tuning"],
         num_generations=job["num_generations"],
-        min_new_tokens=0 if job["frozen_step"] else job["new_tokens"],
+        min_new_tokens=0 if job["frozen_step"] or job["until_eos"] else job["new_tokens"],
         reward_options={Path(job["reward_model"]).name: {"append_eos": True}},
         shuffle_dataset=False,
     )
@@ -41,14 +41,25 @@ def make_trainer(job: Job, models: Models, *, kind: type = PPOTrainer, **own: An
         config,
         ref_model=models.reference,
         value_model=models.value,
-        train_dataset=[{"prompt": text} for text in job["prompts"]],
+        train_dataset=[{"prompt": text} for text in prompts_of(job)],
         processing_class=models.tokenizer,
         reward_processing_classes=models.tokenizer,
         **own,
     )
 
 
-def watch(trainer: Any, phases: Phases) -> None:
+def watch(_: Job, trainer: Any, phases: Phases, rounds: Rounds) -> None:
+    generate = trainer._generate
+
+    def counting(prompts: Any) -> Any:
+        completions = generate(prompts)
+        rounds.add(
+            prompts=sum(len(prompt.ids) for prompt in prompts),
+            answers=sum(len(completion.token_ids) for completion in completions),
+        )
+        return completions
+
+    trainer._generate = counting
     for phase, method in METHODS.items():
         phases.watch(trainer, method, phase)
 

@@ -7,7 +7,7 @@ compared; then the rounds that are timed, on answers that the library draws itse
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -51,11 +51,22 @@ class RoundClock(StepClock):
             super().on_step_end()
 
 
+@dataclass
+class Rounds:
+    """What each round had: tokens that were drawn, and useful ones: these, and each prompt once."""
+
+    steps: list[dict[str, float]] = field(default_factory=list)
+
+    def add(self, *, prompts: float, answers: int) -> None:
+        """Tokens of a round."""
+        self.steps.append({"useful_tokens": prompts + answers, "drawn_tokens": answers})
+
+
 def run(
     *,
     library: str,
     make_trainer: Callable[[Job, Models], Any],
-    watch: Callable[[Any, Phases], None],
+    watch: Callable[[Job, Any, Phases, Rounds], None],
     first_step: Callable[[Job, Models], dict[str, Any]],
     updates_in_round: Callable[[Job], int],
 ) -> None:
@@ -64,7 +75,7 @@ def run(
     Args:
         library: the distribution whose version is reported.
         make_trainer: job, models -> a trainer with nothing run yet.
-        watch: a trainer -> its phases are counted.
+        watch: job, trainer, phases, rounds -> seconds and tokens of every round go there.
         first_step: job, models -> what the round on the frozen rollout came to.
         updates_in_round: job -> what the library counts as its steps in a round.
     """
@@ -75,12 +86,10 @@ def run(
         return
     loaded = loaded_bytes(models.policy, models.reference, models.reward, models.value)
     trainer, clock, phases = make_trainer(job, models), RoundClock(updates_in_round(job)), Phases(*PHASES)
-    watch(trainer, phases)
+    rounds = Rounds()
+    watch(job, trainer, phases, rounds)
     result = train(job, trainer, library=library, loaded=loaded, clock=clock)
-    drawn = num_answers(job) * job["new_tokens"]
-    useful = drawn + job["num_prompts"] * job["prompt_tokens"]
-    result["steps"] = [{"useful_tokens": useful} for _ in result["seconds"]]
-    write_result(job, {**result, "phases": phases.of_steps(result["seconds"]), "drawn_tokens": drawn})
+    write_result(job, {**result, "phases": phases.of_steps(result["seconds"]), "steps": rounds.steps})
 
 
 def load_models(job: Job) -> Models:
@@ -90,8 +99,11 @@ def load_models(job: Job) -> Models:
         reference=AutoModelForCausalLM.from_pretrained(job["reference_model"], dtype=torch.float32),
         reward=AutoModelForSequenceClassification.from_pretrained(job["reward_model"], dtype=torch.float32),
         value=AutoModelForSequenceClassification.from_pretrained(job["value_model"], dtype=torch.float32),
-        # Not by its own class: transformers 5 writes a name that transformers 4 does not know.
-        tokenizer=PreTrainedTokenizerFast.from_pretrained(job["model"], pad_token=job["pad_token"]),
+        # Not by its own class: transformers 5 writes a name that transformers 4 does not know. TRL pads by it, and
+        # answers have to begin where their prompts end.
+        tokenizer=PreTrainedTokenizerFast.from_pretrained(
+            job["model"], pad_token=job["pad_token"], padding_side="left"
+        ),
     )
 
 
@@ -119,6 +131,17 @@ def training_options(job: Job) -> dict[str, Any]:
         "gamma": 1.0,
         "lam": 0.95,
     }
+
+
+def num_drawn(answers: torch.Tensor, stop: int | None) -> int:
+    """Tokens of all rows (N, T) up to the first stop token of each, that one too."""
+    ended = torch.zeros_like(answers) if stop is None else (answers == stop).cumsum(1) - (answers == stop).long()
+    return int((ended == 0).sum())
+
+
+def prompts_of(job: Job) -> list[str]:
+    """Of the frozen round, or of all rounds that are timed."""
+    return job["frozen"]["prompts"] if job["frozen_step"] else job["prompts"]
 
 
 def num_answers(job: Job) -> int:

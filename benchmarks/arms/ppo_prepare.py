@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from dpo_measure import SIDES
 from dpo_prepare import exact_rows, shuffled_texts
+from grpo_prepare import pick_prompts
 from inputs import prepare, save_noisy_reference, save_scored_model, token_ids
 from transformers import AutoModelForCausalLM
 
 from burnish.models.padding import own_pad_token
 
+FROZEN_DATA, FROZEN_PROMPT_TOKENS = "recipe:spoken-train", 128  # where prompts are as they are
 REFERENCE_NOISE = 1e-2  # so that the KL is a part of the rewards that a wrong KL would move
 
 
@@ -27,15 +29,6 @@ def inputs(job: dict[str, Any], folder: Path, tokenizer: Any) -> dict[str, Any]:
     num_answers = num_prompts * job["num_generations"]
     if size is not None and num_answers % size:
         raise SystemExit(f"{num_answers} answers a step do not divide into micro-batches of {size}")
-    lengths = {"prompt_tokens": job["prompt_tokens"], "answer_tokens": job["new_tokens"]}
-    sizes = {"num_steps": job["num_steps"], "pairs": num_prompts}
-    rows = exact_rows(shuffled_texts(job, tokenizer), {**lengths, **sizes}, tokenizer)
-    # The two texts of a row answer its prompt in turn, as often as it is answered.
-    answered = [
-        (row["prompt"], row[SIDES[number % 2]])
-        for row in rows[:num_prompts]
-        for number in range(job["num_generations"])
-    ]
     models = {
         "model": save_copy(job["model"], folder / "policy", tokenizer),
         "reference_model": save_noisy_reference(job["model"], folder, seed=seed, noise=REFERENCE_NOISE),
@@ -47,13 +40,22 @@ def inputs(job: dict[str, Any], folder: Path, tokenizer: Any) -> dict[str, Any]:
     return {
         **models,
         "pad_token": own_pad_token(tokenizer),
+        "prompts": pick_prompts(job, tokenizer),
+        "frozen": frozen_round(job, tokenizer),
+    }
+
+
+def frozen_round(job: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """Prompts of one length, and for each answer its prompt and its tokens, all answers of one length."""
+    length = job["prompt_tokens"] or FROZEN_PROMPT_TOKENS
+    sizes = {"num_steps": 1, "pairs": job["num_prompts"], "prompt_tokens": length, "answer_tokens": job["new_tokens"]}
+    rows = exact_rows(shuffled_texts({**job, "data": FROZEN_DATA}, tokenizer), sizes, tokenizer)
+    # The two texts of a row answer its prompt in turn, as often as it is answered.
+    answered = [(row["prompt"], row[SIDES[number % 2]]) for row in rows for number in range(job["num_generations"])]
+    return {
         "prompts": [row["prompt"] for row in rows],
-        "frozen": {
-            "prompt_ids": [token_ids(prompt, tokenizer) for prompt, _ in answered],
-            "completion_ids": [
-                token_ids(prompt + text, tokenizer)[job["prompt_tokens"] :] for prompt, text in answered
-            ],
-        },
+        "prompt_ids": [token_ids(prompt, tokenizer) for prompt, _ in answered],
+        "completion_ids": [token_ids(prompt + text, tokenizer)[length:] for prompt, text in answered],
     }
 
 

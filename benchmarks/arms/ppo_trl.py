@@ -10,20 +10,28 @@ from typing import Any
 import torch
 from datasets import Dataset
 from phases import Phases
-from ppo_measure import Job, Models, found_quantities, gradient_norm, run, training_options
+from ppo_measure import (
+    Job,
+    Models,
+    Rounds,
+    found_quantities,
+    gradient_norm,
+    num_drawn,
+    prompts_of,
+    run,
+    training_options,
+)
 from trl import PPOConfig, PPOTrainer
 from trl.trainer import ppo_trainer as library
 
 
 def make_trainer(job: Job, models: Models) -> PPOTrainer:
     tokenizer = models.tokenizer
-    prompts = job["prompts"][: job["num_prompts"]] if job["frozen_step"] else job["prompts"]
-    rows = [{"input_ids": tokenizer(text, add_special_tokens=False)["input_ids"]} for text in prompts]
+    rows = [{"input_ids": tokenizer(text, add_special_tokens=False)["input_ids"]} for text in prompts_of(job)]
     # TRL draws one answer to a prompt: several are as many rows.
     dataset = Dataset.from_list([row for row in rows for _ in range(job["num_generations"])])
     trainer = PPOTrainer(
-        # No stop token: every answer gets its full length.
-        args=PPOConfig(**training_options(job), num_sample_generations=0),
+        args=PPOConfig(**training_options(job), num_sample_generations=0, stop_token=stop_token(job)),
         processing_class=tokenizer,
         model=models.policy,
         ref_model=models.reference,
@@ -37,7 +45,21 @@ def make_trainer(job: Job, models: Models) -> PPOTrainer:
     return trainer
 
 
-def watch(trainer: Any, phases: Phases) -> None:
+def stop_token(job: Job) -> str | None:
+    """None: every answer gets its full length."""
+    return "eos" if job["until_eos"] and not job["frozen_step"] else None
+
+
+def watch(job: Job, trainer: Any, phases: Phases, rounds: Rounds) -> None:
+    generate = library.batch_generation
+
+    def counting(model: Any, queries: torch.Tensor, size: int, pad: int, config: Any) -> Any:
+        rows, logits = generate(model, queries, size, pad, config)
+        drawn = num_drawn(rows[:, queries.shape[1] :], trainer.stop_token_id)
+        rounds.add(prompts=int((queries != pad).sum()) / job["num_generations"], answers=drawn)
+        return rows, logits
+
+    library.batch_generation = counting
     phases.watch(library, "batch_generation", "generate")
     phases.watch(library, "get_reward", lambda model: "score" if model is trainer.reward_model else "rescore")
     phases.watch(library, "forward", lambda model: "rescore" if model is trainer.ref_model else None)
@@ -83,7 +105,7 @@ class FrozenRound:
 
 def first_step(job: Job, models: Models) -> dict[str, Any]:
     trainer, frozen, norms = make_trainer(job, models), FrozenRound(job["frozen"]), list[float]()
-    start, step = job["prompt_tokens"] - 1, trainer.optimizer.step
+    start, step = len(job["frozen"]["prompt_ids"][0]) - 1, trainer.optimizer.step
     own = {
         "batch_generation": frozen.batch_generation,
         "selective_log_softmax": frozen.keep("logps", library.selective_log_softmax, lambda _, result: result),
