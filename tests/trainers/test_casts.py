@@ -13,7 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 sys.path.insert(0, str(Path(__file__).parents[1] / "invariants"))
 from training import make_trainer, step_gradients
 
-OPTIONS = {"bf16": True, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "max_steps": 2}
+OPTIONS = {
+    "bf16": True, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "token_budget": 0, "max_steps": 2,
+}  # fmt: skip
 
 
 class CountCasts(TorchDispatchMode):

@@ -126,17 +126,20 @@ class Ratios(GRPOTrainer):
     def _get_per_token_logps_and_entropies(self, model, batch):
         stats = super()._get_per_token_logps_and_entropies(model, batch)
         if model.training and batch.old_logps is not None:
-            self.ratios.append((stats.logps - batch.old_logps)[batch.loss_mask].detach())
+            ratios = (stats.logps - batch.old_logps)[batch.loss_mask].detach()
+            self.ratios.setdefault(self.state.global_step, []).append(ratios)
         return stats
 
 
 @pytest.mark.parametrize(
     "dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.gallery)], ids=["float32", "float64"]
 )
-@pytest.mark.parametrize("cut", [(16, 1), (8, 2), (2, 8)], ids=str)
+@pytest.mark.parametrize(
+    "cut", [(16, 1, None, 1), (8, 2, None, 1), (2, 8, 150, 3), (2, 8, 0, 8), (16, 1, 40, 4)], ids=str
+)
 def test_the_first_ratio_is_exactly_one(tmp_path, dtype, cut):
-    """Old log-probs are scored in the micro-batches that are trained on: not one bit differs in the first step."""
-    rows, accumulation = cut
+    """Old log-probs are scored in the very parts that are trained on: not one bit differs in the first step."""
+    rows, accumulation, budget, num_parts = cut
     trainer = make_online_trainer(
         tmp_path,
         dtype=dtype,
@@ -144,12 +147,13 @@ def test_the_first_ratio_is_exactly_one(tmp_path, dtype, cut):
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=accumulation,
         steps_per_generation=2 * accumulation,
+        token_budget=budget,
         max_steps=2,
     )
-    trainer.ratios = []
+    trainer.ratios = {}
     trainer.train()
-    ratios = trainer.ratios[-2 * accumulation :]  # the self-check of the first step comes before
-    first, second = torch.cat(ratios[:accumulation]), torch.cat(ratios[accumulation:])
+    assert [len(of_step) for of_step in trainer.ratios.values()] == [num_parts, num_parts]
+    first, second = torch.cat(trainer.ratios[0]), torch.cat(trainer.ratios[1])
     assert not first.any()
     assert second.abs().max() > 1e-3
 

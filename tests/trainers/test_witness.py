@@ -28,7 +28,7 @@ def train(trainer_class, config_class, directory, **options):
     args = config_class(
         output_dir=str(directory), max_steps=2, per_device_train_batch_size=2, gradient_accumulation_steps=2,
         learning_rate=1e-2, logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True, cpu_tuning="off",
-        **options,
+        token_budget=0, **options,
     )  # fmt: skip
     trainer = trainer_class(make_model(), args, train_dataset=make_rows(8), processing_class=make_tokenizer())
     trainer.train()

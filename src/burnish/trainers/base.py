@@ -34,7 +34,7 @@ from burnish.trainers.compiling import compile_as_asked, keep_from_compiling
 from burnish.trainers.config import PolicyConfig
 from burnish.trainers.division import counted, divide, step_counts, term_means, unit_rows
 from burnish.trainers.evaluation import EvaluationMixin
-from burnish.trainers.parts import cut, token_budget
+from burnish.trainers.parts import Together, cut, token_budget
 from burnish.trainers.persistence import PersistenceMixin
 from burnish.trainers.publishing import PublishingMixin
 from burnish.trainers.rows import RowsMixin, chosen_splits, opened
@@ -127,7 +127,7 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, P
         self.metric_buffer = MetricBuffer()
         self.guard = StepGuard(max_skipped=options.max_skipped_steps)
         self.casts = KeptCasts(options.device.type, casts=options.bf16 or options.fp16)
-        self.num_tokens = Counter()
+        self.num_tokens, self.together = Counter(), Together[TokenBatch]()
         self.running_means = RunningMeans(self.follows)
         self._step_started: float | None = None  # set by the first step, so that what comes before it is not counted
         super().__init__(
@@ -261,6 +261,7 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, P
             self._report_first_step(parcels[0])
         with self.accelerator.autocast():
             prepared = self.prepare_step(self.model_wrapped, parcels)
+        self.together.plan(prepared, token_budget(self.args))
         self.casts.open()
         return prepared, counts
 
@@ -271,9 +272,15 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, P
         return [batch.to(device) for batch in islice(epoch_iterator, num_batches)]
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """Forward and backward of one micro-batch, in parts under the token budget; gradients meet in the last one."""
-        rows = cut(inputs, token_budget(self.args))
-        *first, last = [inputs] if len(rows) == 1 else [inputs.take(own) for own in rows]
+        """Forward and backward of a micro-batch, in parts under the token budget; gradients meet in the last one.
+
+        Small ones wait for the next, with a loss of 0, and are trained on with it.
+        """
+        whole: Any = self.together.add(inputs)
+        if whole is None:
+            return torch.zeros((), device=self.args.device)
+        rows = cut(whole, token_budget(self.args))
+        *first, last = [whole] if len(rows) == 1 else [whole.take(own) for own in rows]
         losses: list[Tensor] = []
         for part in first:
             with self.accelerator.no_sync(model):

@@ -142,8 +142,8 @@ class PolicyConfig(DataOptions):
     )
     token_budget: int | None = arg(
         None,
-        "Most tokens of one forward; micro-batches are cut to it. 0: uncut. Unset: 1024 on a CPU, there in low "
-        "precision 4096, else uncut.",
+        "Most tokens of one forward; micro-batches are cut to it, and small ones of a step put together. 0: each as "
+        "it is. Unset: 1024 on a CPU, there in low precision 4096, else as they are.",
     )
     cpu_tuning: str = arg(
         "auto", "auto probes threads, allocator and matrix products of a CPU run; off leaves them alone."

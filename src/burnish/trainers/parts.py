@@ -1,16 +1,22 @@
-"""A micro-batch in parts under a token budget: whole groups, so that a shared prompt stays shared.
+"""An optimizer step in parts under a token budget: whole groups, so that a shared prompt stays shared.
 
-The loss of a part is divided by the counts of the whole step, so how a micro-batch is cut changes no gradient. It
-bounds the memory of activations, and keeps rows of one length together. Parts are as even as their number allows.
+The loss of a part is divided by the counts of the whole step, so neither how a micro-batch is cut nor which of them
+are put together changes a gradient. It bounds the memory of activations, keeps rows of one length together, and spares
+small micro-batches what every forward and backward costs besides. Parts are as even as their number allows.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from collections import deque
+from collections.abc import Sequence
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING, Generic
 
 import torch
+
+from burnish.types import MixedBatch
+from burnish.types.batch import Parcel
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -53,6 +59,61 @@ def cut(batch: TokenBatch, budget: int | None) -> list[Int[Tensor, "K"]]:
     parts = [order[start:end] for start, end in pairwise([0, *ends])]
     rows = [torch.isin(batch.prompt_index, torch.tensor(part, device=everything.device)) for part in parts]
     return [everything[mine] for mine in rows if bool(mine.any())]
+
+
+class Together(Generic[Parcel]):
+    """Micro-batches of a step that follow one another and fit one part: they are trained on when the last one comes.
+
+    Attributes:
+        waits: False: each is trained on by itself, for who looks at one, and for debugging.
+    """
+
+    def __init__(self) -> None:
+        self.waits = True
+        self._waiting: list[Parcel] = []
+        self._wanted: deque[int] = deque()
+
+    def plan(self, parcels: Sequence[Parcel], budget: int | None) -> None:
+        """Begin a step of these micro-batches; what waits of one that was broken off is forgotten."""
+        self._waiting, self._wanted = [], deque(neighbours(parcels, budget if self.waits else None))
+
+    def add(self, parcel: Parcel) -> Parcel | None:
+        """The micro-batch that is trained on now: this one with those that waited; None: it waits for the next one."""
+        self._waiting.append(parcel)
+        if self._wanted and len(self._waiting) < self._wanted[0]:
+            return None
+        if self._wanted:
+            self._wanted.popleft()
+        whole, self._waiting = joined(self._waiting), []
+        return whole
+
+
+def neighbours(parcels: Sequence[Parcel], budget: int | None) -> list[int]:
+    """How many micro-batches, one after the other, are put together each time: alike, and within the budget.
+
+    >>> neighbours([], 1024)
+    []
+    """
+    if budget is None:
+        return [1] * len(parcels)
+    runs: list[int] = []
+    for _, alike in groupby(parcels, key=lambda parcel: parcel.kind):
+        sizes = [_num_tokens(parcel) for parcel in alike]
+        ends = _fill(sizes, _least_budget(sizes, budget))
+        runs += [end - start for start, end in pairwise([0, *ends])]
+    return runs
+
+
+def joined(parcels: Sequence[Parcel]) -> Parcel:
+    """Several micro-batches as one; one is what it was."""
+    first, *others = parcels
+    return first.joined(others) if others else first
+
+
+def _num_tokens(batch: TokenBatch) -> int:
+    supervised = batch.supervised if isinstance(batch, MixedBatch) else None
+    own = int(batch.prompt_mask.sum() + batch.completion_mask.sum())
+    return own if supervised is None else own + _num_tokens(supervised)
 
 
 def _least_budget(lengths: list[int], budget: int) -> int:

@@ -1,12 +1,12 @@
 """What the trainer's own forward says of a round before it is trained on: old and reference log-probs, values.
 
-Scored in the very micro-batches that are trained on, so that the first ratio is exactly 1. Nothing is computed that no
+Scored in the very parts that are trained on, so that the first ratio is exactly 1. Nothing is computed that no
 part of the objective reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,11 @@ from burnish.losses.selection import entropy_threshold, off_policy_mask, top_ent
 from burnish.models.forward import forward
 from burnish.runtime.distributed import gather_rows
 from burnish.trainers.correction import bind_correction
-from burnish.trainers.parts import cut, token_budget
+from burnish.trainers.parts import cut, joined, neighbours, token_budget
 from burnish.types import Mean, PolicyTokens, RolloutBatch, TokenBatch
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor, nn
 
     from burnish.models.reference import ModelReference
@@ -36,6 +36,7 @@ class Rescoring:
 
     Attributes:
         rows: of a micro-batch.
+        micro_batches: of an optimizer step.
         budget: the most tokens of a part of it, or None.
         need_old: whether the old policy's log-probs are needed: the policy moves before all of the round is trained
             on, or they are part of the reward or of a correction.
@@ -45,6 +46,7 @@ class Rescoring:
     """
 
     rows: int
+    micro_batches: int
     budget: int | None
     need_old: bool
     top_entropy_quantile: float
@@ -62,6 +64,7 @@ class Rescoring:
         plan = options.round_plan()
         return cls(
             rows=plan.rows,
+            micro_batches=plan.micro_batches,
             budget=token_budget(options),
             need_old=need_old or plan.total_steps > 1 or correction is not None or options.top_entropy_quantile < 1,
             top_entropy_quantile=options.top_entropy_quantile,
@@ -115,16 +118,24 @@ class Rescoring:
     def in_parts(
         self, batch: RolloutBatch, score: Callable[[RolloutBatch], dict[str, Tensor]]
     ) -> dict[str, Float[Tensor, "N T"]]:
-        """Statistics of all rows, part by part of each micro-batch."""
+        """Statistics of all rows, part by part of each optimizer step."""
         whole: dict[str, Tensor] = {}
-        everything = torch.arange(len(batch), device=batch.row_id.device)
-        micro_batches = everything.split(self.rows)
-        for rows in [mine[part] for mine in micro_batches for part in cut(batch.take(mine), self.budget)]:
-            for name, values in score(batch.take(rows)).items():
+        for rows, part in self._parts(batch):
+            for name, values in score(part).items():
                 if name not in whole:
                     whole[name] = torch.zeros(batch.loss_mask.shape, dtype=values.dtype, device=values.device)
                 whole[name][rows, : values.shape[1]] = values
         return whole
+
+    def _parts(self, batch: RolloutBatch) -> Iterator[tuple[Int[Tensor, "K"], RolloutBatch]]:
+        """The parts of all steps, each with the rows that it has of the round."""
+        everything = torch.arange(len(batch), device=batch.row_id.device)
+        for of_step in everything.split(self.rows * self.micro_batches):
+            waiting = [(rows, batch.take(rows)) for rows in of_step.split(self.rows)]
+            for count in neighbours([parcel for _, parcel in waiting], self.budget):
+                now, waiting = waiting[:count], waiting[count:]
+                rows, whole = torch.cat([rows for rows, _ in now]), joined([parcel for _, parcel in now])
+                yield from ((rows[own], whole.take(own)) for own in cut(whole, self.budget))
 
 
 def mean_of_tokens(values: Tensor, mask: Bool[Tensor, "N T"]) -> Mean:

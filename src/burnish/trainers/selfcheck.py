@@ -23,12 +23,20 @@ if TYPE_CHECKING:
     from burnish.trainers.policy_gradient import PolicyGradientTrainer
     from burnish.trainers.reward import RewardTrainer
     from burnish.types import PreferenceBatch, RolloutBatch, TokenBatch
+    from burnish.types.batch import Parcel
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 LOG_2_TOLERANCE = 1e-3
-NUM_CHECKED_ROWS = 8
+NUM_CHECKED_ROWS = 4
 SCORE_ROUNDING = 0.2  # in low precision: the order of sums moves a hidden state, and so a score, by up to a fifth
 SAMPLER_GAP = 0.1  # nats; bfloat16 alone makes a few hundredths
+
+
+def first_groups(batch: Parcel) -> Parcel:
+    """The first prompts of a micro-batch with all of their answers, at most `NUM_CHECKED_ROWS` unless one has more."""
+    ends = batch.prompt_index.bincount(minlength=len(batch.prompt_ids)).cumsum(0)  # (P,)
+    num_groups = max(int((ends <= NUM_CHECKED_ROWS).sum()), 1)
+    return batch.take((batch.prompt_index < num_groups).nonzero()[:, 0])
 
 
 @torch.no_grad()
@@ -44,14 +52,14 @@ def plain_logps(model: PreTrainedModel, batch: TokenBatch, row: int, *, temperat
 
 @torch.no_grad()
 def check_dpo(trainer: DPOTrainer, batch: PreferenceBatch) -> dict[str, Any]:
-    """Compare a micro-batch's log-probs with `plain_logps`, and its sigmoid loss with log 2.
+    """Compare the log-probs of a micro-batch's first pairs with `plain_logps`, and their sigmoid loss with log 2.
 
     Returns:
         The event: `ok`, `message`, `max_difference` in nats a token, `loss` (the mean sigmoid loss of the pairs at
         label smoothing 0, log 2 wherever the policy is its own reference), `expected`. Without a reference the loss is
         not judged.
     """
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model, batch = trainer.accelerator.unwrap_model(trainer.model), first_groups(batch)
     was_training = model.training
     model.eval()
     with trainer.accelerator.autocast():
@@ -95,10 +103,10 @@ def check_logps(trainer: PolicyTrainer, batch: TokenBatch) -> dict[str, Any]:
     Returns:
         The event: `ok`, `message`, `max_difference` in nats a token.
     """
-    model = trainer.policy
+    model, batch = trainer.policy, first_groups(batch)
     was_training = model.training
     model.eval()
-    rows = range(min(len(batch), NUM_CHECKED_ROWS))
+    rows = range(len(batch))
     with trainer.accelerator.autocast():
         stats = forward(model, batch)
         plain = [plain_logps(model, batch, row) for row in rows]
@@ -162,11 +170,11 @@ def check_on_policy(trainer: PolicyGradientTrainer, batch: RolloutBatch) -> dict
 
 @torch.no_grad()
 def check_scores(trainer: RewardTrainer, batch: PreferenceBatch) -> dict[str, Any]:
-    """Compare a micro-batch's scores with those that the plain class gives each row by itself."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    """Compare the scores of a micro-batch's first answers with those that the plain class gives each by itself."""
+    model, batch = trainer.accelerator.unwrap_model(trainer.model), first_groups(batch)
     was_training = model.training
     model.eval()
-    rows = range(min(len(batch), NUM_CHECKED_ROWS))
+    rows = range(len(batch))
     with trainer.accelerator.autocast():
         scores = trainer.score(model, batch).scores.cpu().double()
         plain = [float(model(**plain_inputs(batch, row), use_cache=False).logits[0, 0]) for row in rows]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from burnish.types.joining import chained, likeness, stacked, starts
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
@@ -93,6 +95,28 @@ class TokenBatch:
             columns={name: values[rows] for name, values in self.columns.items()},
             extra=tuple(self.extra[int(prompts[p])] for p in range(len(prompts))) if self.extra else (),
             **{name: values[rows, :width] for name, values in of_rows.items() if values is not None},
+        )
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What is equal in parcels that `joined` takes: the class, which fields and columns there are, and numbers."""
+        values = (getattr(self, f.name) for f in fields(self))
+        return type(self), *(v.kind if isinstance(v, TokenBatch) else likeness(v) for v in values)
+
+    def joined(self: Parcel, others: Sequence[TokenBatch]) -> Parcel:
+        """One parcel of its own rows and those of others of its `kind`, behind them, with prompts of their own."""
+        parcels: Sequence[TokenBatch] = (self, *others)
+        begins = starts([len(parcel.prompt_ids) for parcel in parcels])
+        of_rows = {name: [parcel[name] for parcel in parcels] for name in self.row_fields if self[name] is not None}
+        return replace(
+            self,
+            prompt_ids=stacked([parcel.prompt_ids for parcel in parcels], left=True),
+            prompt_mask=stacked([parcel.prompt_mask for parcel in parcels], left=True),
+            prompt_index=torch.cat([p.prompt_index + begin for p, begin in zip(parcels, begins, strict=True)]),
+            row_id=torch.cat([parcel.row_id for parcel in parcels]),
+            columns=chained([parcel.columns for parcel in parcels]),
+            extra=tuple(mapping for parcel in parcels for mapping in parcel.extra),
+            **{name: stacked(values) for name, values in of_rows.items()},
         )
 
     def with_answers(self: Parcel, rows: Int[Tensor, "K"], answers: Sequence[Completion]) -> Parcel:
@@ -191,6 +215,18 @@ class PreferenceBatch(TokenBatch):
             weight=None if self.weight is None else self.weight[kept],
             ref_logps=None if self.ref_logps is None else self.ref_logps[rows],
             coupled={name: values[kept] for name, values in self.coupled.items()},
+        )
+
+    def joined(self, others: Sequence[TokenBatch]) -> PreferenceBatch:
+        """As in `TokenBatch`, with the pairs of all."""
+        parcels: list[Any] = [self, *others]  # all of its kind
+        begins = starts([len(parcel) for parcel in parcels])
+        optional = {name: [parcel[name] for parcel in parcels] for name in ("margin", "weight", "ref_logps")}
+        return replace(
+            super().joined(others),
+            pairs=torch.cat([parcel.pairs + begin for parcel, begin in zip(parcels, begins, strict=True)]),
+            coupled=chained([parcel.coupled for parcel in parcels]),
+            **{name: torch.cat(values) for name, values in optional.items() if values[0] is not None},
         )
 
     def with_answers(self, rows: Int[Tensor, "K"], answers: Sequence[Completion]) -> PreferenceBatch:

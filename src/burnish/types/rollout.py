@@ -202,6 +202,12 @@ class MixedBatch(RolloutBatch):
         supervised = self.supervised if bool((rows == 0).any()) else None
         return replace(super().take(rows), supervised=supervised)
 
+    def joined(self, others: Sequence[TokenBatch]) -> MixedBatch:
+        """As in `TokenBatch`, with the supervised rows of all."""
+        beside: list[Any] = [parcel["supervised"] for parcel in others]  # of its kind: all have some, or none
+        own = None if self.supervised is None else self.supervised.joined(beside)
+        return replace(super().joined(others), supervised=own)
+
     @property
     def units(self) -> tuple[str, ...]:
         """`row`, `token`, and `supervised_token` where there are supervised rows."""
