@@ -121,7 +121,9 @@ def test_loss_and_gradient_by_hand(tmp_path, loss_type, beta):
 
 
 class Ratios(GRPOTrainer):
-    """Keeps log ratio of policy to old policy of the trained tokens, and the parcels."""
+    """Notes log ratios of policy to old policy of the trained tokens; runs the forward of rescoring again."""
+
+    keeps_forward = False
 
     def _get_per_token_logps_and_entropies(self, model, batch):
         stats = super()._get_per_token_logps_and_entropies(model, batch)

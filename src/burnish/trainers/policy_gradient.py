@@ -9,7 +9,7 @@ The methods carry the names that readers of TRL look for; each is on the path, a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +20,15 @@ from burnish.models.introspect import router_aux_loss_coef
 from burnish.models.reference import ModelReference
 from burnish.runtime.controllers import AdaptiveEntropy
 from burnish.runtime.state import Stateful
+from burnish.trainers.kept_forward import KeptForward
 from burnish.trainers.online import OnlineTrainer
 from burnish.trainers.policy_terms import bind_objective, policy_tokens
-from burnish.trainers.rescoring import Rescoring, mean_of_tokens
+from burnish.trainers.rescoring import Rescoring, evaluated, mean_of_tokens
 from burnish.trainers.selfcheck import check_on_policy
 from burnish.types import LossOutput, Mean, PolicyTokens, RolloutBatch, Term, TokenBatch, TokenStats
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from transformers import PreTrainedModel
 
@@ -81,7 +83,7 @@ class PolicyGradientTrainer(OnlineTrainer, ABC):
             kl=kl.estimator,
         )
         self.rescoring = Rescoring.of(options, self.objective.entry, need_old=self.needs_old_logps(options))
-        self.entropy_control = entropy_control(options)
+        self.entropy_control, self.kept_forward = entropy_control(options), KeptForward()
         self.follows = self.followed(options)
         super().__init__(model, reward_funcs, options, **kwargs)
         self.aux_loss_coef = router_aux_loss_coef(self.policy, options.router_aux_loss_coef)
@@ -119,15 +121,35 @@ class PolicyGradientTrainer(OnlineTrainer, ABC):
 
     def _get_per_token_logps_and_entropies(self, model: nn.Module, batch: RolloutBatch) -> TokenStats:
         """The policy's log-probs and entropies of the answers' tokens, (N, T), at the temperature of the draw."""
-        return forward(model, batch, needs=self.needs, temperature=batch.temperature)
+        kept = self.kept_forward.take(batch)
+        return kept or forward(model, batch, needs=self.needs, temperature=batch.temperature)
 
     def _rescore(self, batch: RolloutBatch) -> RolloutBatch:
         reference = self.reference if isinstance(self.reference, ModelReference) else None
-        module = self.accelerator.unwrap_model(self.model)
+        module, self.kept_forward = self.accelerator.unwrap_model(self.model), KeptForward()
+        keeps = self.keeps_forward
+
+        def policy(parcel: RolloutBatch, needs: frozenset[str]) -> TokenStats:
+            if keeps and self.kept_forward.is_empty:
+                return self.kept_forward.run(module, parcel, self.needs | needs)
+            return evaluated(module, parcel, needs)
+
         with self.accelerator.autocast():
-            scored, metrics = self.rescoring(batch, policy=module, reference=reference)
+            scored, metrics = self.rescoring(batch, policy=policy, reference=reference)
         self.metric_buffer.add(metrics)
         return scored
+
+    def take_parcels(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> Sequence[TokenBatch]:
+        """As in `OnlineTrainer`; a forward that was kept and not trained on is of a policy that has moved."""
+        self.kept_forward.drop()
+        return super().take_parcels(epoch_iterator, num_batches, device)
+
+    @property
+    def keeps_forward(self) -> bool:
+        """Whether what rescoring computes of its first part is trained on as it is: nothing tells the two apart."""
+        return self.args.disable_dropout and self.model_wrapped is self.accelerator.unwrap_model(self.model)
 
     def _policy_tokens(self, stats: TokenStats, batch: RolloutBatch) -> PolicyTokens:
         """All that a policy loss sees of a micro-batch."""

@@ -16,7 +16,7 @@ from burnish.rollout.collect import ScoredGroups
 from burnish.trainers.credit import Credit
 from burnish.trainers.host import Host
 from burnish.trainers.ppo_options import PPOConfig
-from burnish.trainers.rescoring import Rescoring, evaluated, reference_logps
+from burnish.trainers.rescoring import Rescoring, evaluated, numbers_of, reference_logps
 from burnish.types import Mean, RewardTable, RolloutBatch, wide
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class HeldOutMixin(Host):
 
     def _held_out_means(self, batch: RolloutBatch, rewards: RewardTable) -> list[Mean]:
         module, reference = self.actor_critic, self.reference
-        own = self.rescoring.in_parts(batch, lambda parcel: evaluated(module, parcel))
+        own = self.rescoring.in_parts(batch, lambda parcel: numbers_of(evaluated(module, parcel), parcel))
         found: dict[str, Any] = {"old_logps": own["logps"], "bootstrap_value": own["bootstrap_value"][:, :1]}
         means: list[Mean] = []
         if isinstance(reference, ModelReference):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,7 +18,7 @@ from burnish.models.forward import forward
 from burnish.runtime.distributed import gather_rows
 from burnish.trainers.correction import bind_correction
 from burnish.trainers.parts import cut, joined, neighbours, token_budget
-from burnish.types import Mean, PolicyTokens, RolloutBatch, TokenBatch
+from burnish.types import Mean, PolicyTokens, RolloutBatch, TokenBatch, TokenStats
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -74,22 +74,32 @@ class Rescoring:
 
     @torch.no_grad()
     def __call__(
-        self, batch: RolloutBatch, *, policy: nn.Module, reference: ModelReference | None
+        self,
+        batch: RolloutBatch,
+        *,
+        policy: Callable[[RolloutBatch, frozenset[str]], TokenStats],
+        reference: ModelReference | None,
     ) -> tuple[RolloutBatch, dict[str, Mean]]:
-        """The batch with what is needed, and the metrics of it."""
+        """The batch with what is needed, and the metrics of it.
+
+        Args:
+            batch: of a round.
+            policy: a part, and what is needed beside log-probs -> what the policy says of it.
+            reference: whose log-probs are needed, or None.
+        """
         found: dict[str, Tensor] = {}
         metrics: dict[str, Mean] = {}
-        if self.need_old:
-            needs = frozenset({"entropy"}) if self.top_entropy_quantile < 1 else frozenset()
-            stats = self.in_parts(batch, lambda parcel: evaluated(policy, parcel, needs))
-            found["old_logps"] = stats["logps"]
-            if "values" in stats:
-                found["values"], found["bootstrap_value"] = stats["values"], stats["bootstrap_value"][:, :1]
-            if "entropy" in stats:
-                found["policy_mask"] = self._top_entropy(stats["entropy"], batch)
         if reference is not None:
             scored = self.in_parts(batch, lambda parcel: reference_logps(reference, parcel))
             found["ref_logps"] = scored["logps"]
+        if self.need_old:
+            needs = frozenset({"entropy"}) if self.top_entropy_quantile < 1 else frozenset[str]()
+            stats = self.in_parts(batch, lambda parcel: numbers_of(policy(parcel, needs), parcel))
+            found["old_logps"] = stats["logps"]
+            if "values" in stats:
+                found["values"], found["bootstrap_value"] = stats["values"], stats["bootstrap_value"][:, :1]
+            if "entropy" in needs:
+                found["policy_mask"] = self._top_entropy(stats["entropy"], batch)
         if self.correction is not None and batch.sampler_logps is not None:
             result = self.correction(found["old_logps"], batch.sampler_logps, batch.loss_mask)
             found["importance_weights"] = result.weights
@@ -144,12 +154,17 @@ def mean_of_tokens(values: Tensor, mask: Bool[Tensor, "N T"]) -> Mean:
     return Mean.of(values, weight=weight.double())
 
 
-def evaluated(model: Any, parcel: RolloutBatch, needs: frozenset[str] = frozenset()) -> dict[str, Tensor]:
-    """Log-probs of a parcel, and whatever else comes out of the forward, in evaluation mode."""
+def evaluated(model: nn.Module, parcel: RolloutBatch, needs: frozenset[str] = frozenset()) -> TokenStats:
+    """What a model says of a parcel, in evaluation mode."""
     was_training = model.training
     model.eval()
     stats = forward(model, parcel, needs=needs, temperature=parcel.temperature)
     model.train(was_training)
+    return stats
+
+
+def numbers_of(stats: TokenStats, parcel: RolloutBatch) -> dict[str, Float[Tensor, "N T"]]:
+    """Log-probs, and the entropy and a critic's values if they were computed."""
     found = {"logps": stats.logps}
     if stats.entropy is not None:
         found["entropy"] = stats.entropy
