@@ -81,7 +81,7 @@ def _product_dtype(states: Tensor) -> torch.dtype:
 
 def _in_spans(query: Tensor, key: Tensor, value: Tensor, tree: TokenTree, window: int | None, scale: float) -> Tensor:
     """As three attentions, prompts first."""
-    flat = (states[0].transpose(0, 1) for states in (query, key, value))  # (S, heads, D)
+    flat = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))  # (S, heads, D)
     return _TreeAttention.apply(*flat, tree, window, scale)[None]
 
 

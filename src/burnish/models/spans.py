@@ -53,9 +53,10 @@ class Sequences:
     def take(self, row: Float[Tensor, "S heads D"], *, padding: float | None = None) -> Float[Tensor, "B heads M D"]:
         """Their numbers; this at padding, or anything. Without a copy where they follow each other."""
         if self.start is not None:
-            numbers = row[self.start : self.start + self.places.numel()].unflatten(0, self.places.shape)
+            flat = row[self.start : self.start + self.places.numel()]
         else:
-            numbers = row[self.places]
+            flat = row.index_select(0, self.places.flatten())
+        numbers = flat.unflatten(0, self.places.shape)
         if padding is not None and self.mask is not None:
             numbers = numbers.masked_fill(~self.mask[..., None, None], padding)
         return numbers.transpose(1, 2)
@@ -72,35 +73,36 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Where the tokens of a part of the row, in its order, are among the sequences of all blocks, flattened.
+    """Where the sequences of all blocks have their places in a part of the row.
 
     Attributes:
-        source: (R,) the number behind the last one for a token that no block has; None: in the same order.
+        places: of each block (B M) the place of each number in the part, R for padding; None: one after the other.
         size: R.
+        is_whole: every token of the part is in a block.
     """
 
-    source: Int[Tensor, "R"] | None
+    places: Sequence[Int[Tensor, "BM"]] | None
     size: int
+    is_whole: bool
 
     @classmethod
     def of(cls, blocks: Sequence[Sequences], start: int, size: int, device: torch.device) -> Part:
         """Of the `size` tokens of the row from `start` on."""
-        if not blocks:
-            return cls(None, size)
-        places = torch.cat([block.places.flatten() for block in blocks]) - start
-        there = torch.cat([_mask(block).flatten() for block in blocks])
-        source = torch.full((size,), len(places), device=device)
-        source[places[there]] = torch.arange(len(places), device=device)[there]
-        return cls(None if torch.equal(source, torch.arange(len(places), device=device)) else source, size)
+        places = [torch.where(_mask(block), block.places - start, size).flatten() for block in blocks]
+        flat = torch.cat([*places, torch.empty(0, dtype=torch.long, device=device)])
+        in_order = torch.equal(flat, torch.arange(size, device=device))
+        return cls(None if in_order else places, size, int((flat < size).sum()) == size)
 
     def join(self, blocks: Sequence[Float[Tensor, "B heads M D"]], like: Float[Tensor, "S heads D"]) -> Tensor:
         """The numbers of all blocks as those of the part (R, heads, D), 0 for a token that no block has."""
-        if not blocks:
-            return like.new_zeros(self.size, *like.shape[1:])
         flat = [numbers.transpose(1, 2).flatten(0, 1) for numbers in blocks]
-        if self.source is None:
+        if self.places is None and flat:
             return flat[0] if len(flat) == 1 else torch.cat(flat)
-        return torch.cat([*flat, torch.zeros_like(flat[0][:1])])[self.source]
+        make = like.new_empty if self.is_whole else like.new_zeros
+        row = make(self.size + 1, *like.shape[1:])  # the last one is what padding becomes
+        for numbers, places in zip(flat, self.places or (), strict=True):
+            row.index_copy_(0, places, numbers)
+        return row[:-1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +142,7 @@ class Span:
         """Of its queries, and of its keys and values, for an output and log-sum-exp of which these are a part."""
         found = [
             attend_backward(
-                b.queries.take(grad, padding=0.0),
+                b.queries.take(grad),
                 b.queries.take(query),
                 b.keys.take(key),
                 b.keys.take(value),
