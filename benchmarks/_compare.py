@@ -43,7 +43,7 @@ class Summary:
     """An arm's processes.
 
     Attributes:
-        seconds: of a step: the median over the timed steps of each process.
+        seconds: of a step: the mean over the timed steps of each process, whose sizes may differ.
         tokens_per_second: useful tokens over all timed steps of each process.
         peak_bytes: largest resident memory in training, or None where it could not be reset after loading.
         above_bytes: the same less what was resident when the models were loaded: gradients, optimizer, everything else.
@@ -128,11 +128,11 @@ def _summarise(
     shares = [above_bytes(own) / above_bytes(theirs) for own, theirs in zip(runs, first, strict=True) if has_peak]
     return Summary(
         arm=name,
-        seconds=Spread.of([step_median(run["seconds"]) for run in runs]),
+        seconds=Spread.of([step_mean(run["seconds"]) for run in runs]),
         tokens_per_second=Spread.of([_tokens_per_second(run) for run in runs]),
         peak_bytes=Spread.of([run["peak_bytes"] for run in runs]) if has_peak else None,
         above_bytes=Spread.of([above_bytes(run) for run in runs]) if has_peak else None,
-        page_faults=Spread.of([step_median(run["page_faults"]) for run in runs]),
+        page_faults=Spread.of([step_mean(run["page_faults"]) for run in runs]),
         cores=Spread.of([sum(timed(run["cpu_seconds"])) / sum(timed(run["seconds"])) for run in runs]),
         speedups={arm: speedup(processes[arm], runs) for arm in baselines},
         above_share=Spread.of(shares) if shares else None,
@@ -146,7 +146,7 @@ def speedup(baseline: Sequence[Result], runs: Sequence[Result], phase: str | Non
 
 
 def _seconds(run: Result, phase: str | None) -> float:
-    return step_median(run["seconds"] if phase is None else run["phases"][phase])
+    return step_mean(run["seconds"] if phase is None else run["phases"][phase])
 
 
 def above_bytes(run: Result) -> int:
@@ -159,9 +159,9 @@ def timed(values: Sequence[Any]) -> Sequence[Any]:
     return values[WARM_UP:]
 
 
-def step_median(values: Sequence[float]) -> float:
-    """The median over the timed steps."""
-    return statistics.median(timed(values))
+def step_mean(values: Sequence[float]) -> float:
+    """The mean over the timed steps: what a run waits, where steps have rows of other lengths."""
+    return statistics.mean(timed(values))
 
 
 def _tokens_per_second(run: Result) -> float:

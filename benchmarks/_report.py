@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from _compare import GATE, Spread, Summary, differences, summarise, timed
+from _compare import GATE, Spread, Summary, differences, step_mean, summarise, timed
 from _methods import METHODS
 from _paired import PEER, PEER_TUNED, Case, Comparison
 from _record import file_name, markdown_table, new_record
@@ -58,10 +58,10 @@ def show(spread: Spread | None, form: str, *, scale: float = 1.0) -> str:
 
 
 def format_phases(processes: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Median seconds of each phase over all timed steps of all processes, and the first arm's over them."""
+    """Seconds of each phase of a step, as those of the whole step, and the first arm's over them."""
     names = list(next(iter(processes.values()))[0]["phases"])
     medians = {
-        arm: {n: statistics.median([s for run in runs for s in timed(run["phases"][n])]) for n in names}
+        arm: {n: statistics.median([step_mean(run["phases"][n]) for run in runs]) for n in names}
         for arm, runs in processes.items()
     }
     baseline, peer = next(iter(medians.items()))
@@ -129,11 +129,11 @@ def _text(comparison: Comparison, record: Mapping[str, Any], rows: Sequence[Summ
         "",
         f"{data_of(case)}, {method.describe(options_of(case))}; one step to warm up, then {case.steps} timed; "
         f"{case.rounds} processes an arm in alternating order; {case.threads} threads; the allocator as the "
-        "system has it, but for what an arm sets itself. Median over the processes, and their range:",
+        "system has it, but for what an arm sets itself. Mean over the steps; of the processes median and range:",
         "",
         format_table(rows),
         "",
-        *(["Median seconds of each phase:", "", format_phases(processes), ""] if has_phases else []),
+        *(["Seconds of each phase:", "", format_phases(processes), ""] if has_phases else []),
         f"The step that is compared. Relative difference: {judged}; of several numbers, the one that differs most.",
         "",
         _gate_table(comparison),

@@ -7,14 +7,13 @@ Vocabulary and size have models of random weights. A point that does not fit int
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from _axes import AXES, BASE, Point
 from _commands import deliver, make_parser
-from _compare import above_bytes, step_median, timed
+from _compare import above_bytes, step_mean
 from _paired import Case, compare, make_arms
 from _processes import Arm, ArmFailedError, say
 from _record import machine_facts, markdown_table, new_record
@@ -80,9 +79,9 @@ def measure(axis: str, point: Point, arms: Sequence[Arm], args: argparse.Namespa
 def quantities(run: Mapping[str, Any]) -> dict[str, float | None]:
     """Seconds and memory of a process."""
     return {
-        "seconds": step_median(run["seconds"]),
-        "generate": statistics.median(timed(run["phases"]["generate"])),
-        "update": statistics.median(timed(run["phases"]["update"])),
+        "seconds": step_mean(run["seconds"]),
+        "generate": step_mean(run["phases"]["generate"]),
+        "update": step_mean(run["phases"]["update"]),
         "memory": above_bytes(run) / 1e9 if run["peak_bytes"] and run["loaded_bytes"] else None,
     }
 
@@ -97,7 +96,7 @@ def page(record: Mapping[str, Any], cells: Sequence[Cell]) -> str:
         "",
         f"A step of GRPO in {settings['precision']}: {BASE['num_generations']} answers of {BASE['new_tokens']} tokens "
         f"to one prompt of {BASE['prompt_tokens']} tokens, SmolLM2-135M, but for what grows; no reference; "
-        f"{settings['threads']} threads; median of {settings['steps']} steps after one to warm up. Memory is the peak "
+        f"{settings['threads']} threads; mean of {settings['steps']} steps after one to warm up. Memory is the peak "
         "above the loaded model: gradients and optimizer are in it.",
         "",
     ]

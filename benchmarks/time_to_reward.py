@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from _commands import deliver, make_parser
-from _compare import step_median
+from _compare import step_mean
 from _paired import OURS, PEER, Case, NotEqualError, compare, make_arms
 from _processes import Arm, ArmFailedError, peer_python, run_arm, run_prepare, say
 from _record import machine_facts, new_record
@@ -72,12 +72,12 @@ def read_earlier(run: Mapping[str, Any]) -> Run:
 
 
 def time_steps(args: argparse.Namespace) -> dict[str, list[float]]:
-    """Median seconds a step of each process of each library, in turn, on the shape of the recipe."""
+    """Mean seconds a step of each process of each library, in turn, on the shape of the recipe."""
     options = {"num_prompts": 8, "num_generations": 8, "new_tokens": 16, "micro_batch": 16, "beta": 0.0}
     case = Case(method="grpo", options=options, steps=args.steps, rounds=args.rounds, threads=args.threads)
     arms = make_arms("grpo", given_python=args.peer_python, peer=not args.ours_only, peer_tuned=not args.ours_only)
     processes = compare(case, arms).processes
-    return {arm: [step_median(run["seconds"]) for run in found] for arm, found in processes.items()}
+    return {arm: [step_mean(run["seconds"]) for run in found] for arm, found in processes.items()}
 
 
 def train(args: argparse.Namespace, *, known: set[str], ours_known: bool) -> list[Run]:

@@ -66,9 +66,9 @@ def test_other_tokens_are_found_by_step():
 
 
 def test_ratios_are_of_rounds_and_leave_the_warm_up_out():
-    """Round 1: 6 / 2 = 3; round 2: 8 / 4 = 2. Memory above the models: (3 - 1) / (5 - 1) = 1/2."""
+    """Round 1: 39 / 13 = 3; round 2: 8 / 4 = 2: steps of a round are not of one size. Memory above the models: (3 - 1) / (5 - 1) = 1/2."""
     processes = {
-        "TRL": [process([6.0, 6.0, 7.0], peak=5), process([8.0], peak=5)],
+        "TRL": [process([20.0, 9.0, 10.0], peak=5), process([8.0], peak=5)],
         "Burnish": [process([2.0, 2.0, 9.0], peak=3), process([4.0], peak=3)],
     }
     ours = _compare.summarise(processes, baselines=["TRL"])[1]

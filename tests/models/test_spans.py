@@ -89,8 +89,8 @@ def test_sequences_of_one_length_are_not_copied():
     row = torch.zeros(len(tree.source), HEADS, WIDTH)
     for span in make_spans(tree, None):
         (block,) = span.blocks
-        assert span.queries.source is None
-        assert span.keys.source is None
+        assert span.queries.places is None
+        assert span.keys.places is None
         for sequences in (block.queries, block.keys):
             assert sequences.take(row).untyped_storage().data_ptr() == row.untyped_storage().data_ptr()
 
