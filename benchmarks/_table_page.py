@@ -30,7 +30,8 @@ def page(
         "",
         f"SmolLM2-135M, {settings['threads']} threads; one step to warm up, then {settings['steps']} timed, in "
         f"{settings['rounds']} processes an arm, in turn; means of steps, medians of processes. Speed: TRL's seconds "
-        "over Burnish's, TRL as it comes (without gradient checkpointing) / with what Burnish sets on the CPU. Memory: Burnish's over TRL's.",
+        "over Burnish's, TRL as it comes (without gradient checkpointing) / with what Burnish sets on the CPU. Memory: "
+        "Burnish's over TRL's.",
         "",
         format_rows(rows, outcomes),
         "",
