@@ -137,7 +137,7 @@ def test_a_sound_run(invoke):
     assert "data.train: rows.jsonl, the first 6 of 6 rows checked: 6 messages" in output
     assert "rounds: 2 prompts × 2 = 4 answers a round, 1 optimizer step a round, 1 step" in output
     assert "memory: about" in output
-    assert "with micro-batches of up to 4 rows of about" in output
+    assert "tokens at a time in rows of about" in output
     code, output = invoke("train", ROWS, weights=True)
     assert code == OK
     assert "Run directory: run" in output

@@ -167,7 +167,7 @@ def test_too_little_memory_is_a_warning(write, monkeypatch):
     monkeypatch.setattr(estimates, "memory_bytes", lambda: 1000)
     found = check_up(write())
     assert found.exit_code == OK
-    assert "memory may not suffice: lower per_device_train_batch_size" in found.warnings[0]
+    assert "memory may not suffice: set a lower token_budget" in found.warnings[0]
     assert "warning: memory may not suffice" in invoke("run.yaml").output
 
 

@@ -22,14 +22,40 @@ def values(**options):
     return option_values({"training": options})
 
 
-def test_memory_is_that_of_a_full_micro_batch_of_the_longest_rows():
+def test_memory_is_that_of_a_full_part_of_the_longest_rows():
     estimate = estimate_memory({}, values(per_device_train_batch_size=3), SIZE, ROWS)
-    assert (estimate.num_rows, estimate.row_tokens) == (6, 12)
+    assert (estimate.num_tokens, estimate.row_tokens) == (6 * 12, 12)
     assert estimate.parts["activations"] == 6 * 12 * 36 * 4
     assert estimate.available == memory_bytes()
-    assert "6 rows of about 12 tokens" in estimate.line
+    assert "with up to 72 tokens at a time in rows of about 12;" in estimate.line
     unknown = estimate_memory({}, values(per_device_train_batch_size=3, max_length=None), SIZE, None)
     assert unknown.row_tokens == 1024
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"gradient_accumulation_steps": 4}, 4 * 72),  # small micro-batches are put together
+        ({"gradient_accumulation_steps": 100}, 1024),  # up to the budget of a CPU
+        ({"gradient_accumulation_steps": 100, "bf16": True}, 4096),
+        ({"per_device_train_batch_size": 500}, 1024),  # and a large one is cut
+        ({"gradient_accumulation_steps": 4, "token_budget": 100}, 100),
+        ({"gradient_accumulation_steps": 4, "token_budget": 10}, 24),  # never a pair
+        ({"gradient_accumulation_steps": 4, "token_budget": 0}, 72),
+    ],
+    ids=str,
+)
+def test_tokens_at_a_time_are_those_of_a_part(options, expected):
+    given = values(**{"per_device_train_batch_size": 3, **options})
+    assert estimate_memory({}, given, SIZE, ROWS).num_tokens == expected
+
+
+def test_an_accelerator_has_no_budget_of_its_own(monkeypatch):
+    monkeypatch.setattr(estimates, "has_accelerator", lambda: True)
+    given = {"per_device_train_batch_size": 500, "gradient_accumulation_steps": 4}
+    assert estimate_memory({}, values(**given), SIZE, ROWS).num_tokens == 500 * 24
+    assert estimate_memory({}, values(**given, token_budget=300), SIZE, ROWS).num_tokens == 300
+    assert estimate_memory({}, values(**given, use_cpu=True, bf16=False), SIZE, ROWS).num_tokens == 1024
 
 
 def rollout_values(**options):
@@ -41,11 +67,11 @@ def test_memory_of_a_method_that_draws_its_own_answers():
     rows = RowCheck({"text": 10}, (), 5, 7, 1, False, ())
     options = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 16}
     estimate = estimate_memory({}, rollout_values(**options), SIZE, rows)
-    assert (estimate.num_rows, estimate.row_tokens) == (8, 12)
-    assert estimate.parts["activations"] == 8 * 12 * 36 * 4
+    assert (estimate.num_tokens, estimate.row_tokens) == (1024, 12)
+    assert estimate.parts["activations"] == 1024 * 36 * 4
     assert "reference" not in estimate.parts
     assert "cache beyond them" not in estimate.parts
-    small = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 64, "beta": 0.1}
+    small = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 64, "beta": 0.1, "token_budget": 0}
     estimate = estimate_memory({}, rollout_values(**small), SIZE, rows)
     assert estimate.parts["cache beyond them"] == 64 * 12 * 2 * 4 - 12 * 36 * 4
     assert estimate.parts["reference"] == 4000

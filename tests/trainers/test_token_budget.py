@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from burnish import DPOConfig
-from burnish.trainers.parts import CPU_TOKENS, CPU_TOKENS_LOW_PRECISION, cut, token_budget
+from burnish.models.footprint import CPU_TOKENS, CPU_TOKENS_LOW_PRECISION
+from burnish.trainers.parts import cut, token_budget
 from burnish.types import PreferenceBatch
 
 

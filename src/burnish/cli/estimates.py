@@ -24,28 +24,30 @@ from burnish.models.footprint import (
     Training,
     checkpoint_bytes,
     memory_parts,
+    token_budget,
+    tokens_of_part,
 )
 from burnish.models.size import ModelShape, ModelSize
 from burnish.rollout.plan import RoundPlan
 
 LENGTH_IF_UNKNOWN = 1024
 LESS_MEMORY = (
-    "lower per_device_train_batch_size and raise gradient_accumulation_steps, lower max_length, or set "
-    "gradient_checkpointing or precompute_ref_log_probs"
+    "set a lower token_budget, which cuts a step into smaller parts, lower max_length, or set gradient_checkpointing "
+    "or precompute_ref_log_probs"
 )
 LESS_MEMORY_OF_ROUNDS = (
-    "lower per_device_train_batch_size and raise gradient_accumulation_steps, lower max_completion_length, "
-    "max_prompt_length or generation_max_rows, or set gradient_checkpointing"
+    "set a lower token_budget, which cuts a step into smaller parts, lower max_completion_length, max_prompt_length or "
+    "generation_max_rows, or set gradient_checkpointing"
 )
 LESS_DISK = "set save_total_limit, a longer save_steps or save_only_model, or an output_dir on another disk"
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of each part of a run on a full micro-batch of the longest rows, and the machine's."""
+    """Bytes of each part of a run on the longest rows, as many as are trained on at a time, and the machine's."""
 
     parts: Mapping[str, int]
-    num_rows: int
+    num_tokens: int
     row_tokens: int
     available: int | None
 
@@ -66,8 +68,8 @@ class MemoryEstimate:
         has = "" if self.available is None else f"; this machine has {_gb(self.available)} GB"
         unknown = "" if "activations" in self.parts else "; activations are not known, and come on top"
         return (
-            f"memory: about {_gb(self.total)} GB, an estimate: {parts}, with micro-batches of up to {self.num_rows} "
-            f"rows of about {self.row_tokens} tokens{unknown}{has}"
+            f"memory: about {_gb(self.total)} GB, an estimate: {parts}, with up to {self.num_tokens:,} tokens at a "
+            f"time in rows of about {self.row_tokens}{unknown}{has}"
         )
 
 
@@ -115,12 +117,12 @@ def estimate_memory(
             as long as it may be.
     """
     draws = draws_answers(values)
-    answers = rows.num_answers if rows is not None else 1 if draws else 2
-    num_rows = values["per_device_train_batch_size"] * max(answers, 1)
+    answers = max(rows.num_answers if rows is not None else 1 if draws else 2, 1)
     length = values["max_length"] or LENGTH_IF_UNKNOWN
     if rows is not None:
         length = rows.prompt_tokens + rows.answer_tokens
-    training = training_of(document, values, num_tokens=num_rows * length, rows=rows)
+    num_tokens = _tokens_at_a_time(values, answers=answers, length=length)
+    training = training_of(document, values, num_tokens=num_tokens, rows=rows)
     is_elsewhere = has_accelerator() and not values["use_cpu"]
     parts = memory_parts(size.num_parameters, size.shape, training)
     if has_own_critic(values):  # taken to be as large as the policy; both run in one forward
@@ -131,10 +133,21 @@ def estimate_memory(
         parts |= {"cache beyond them": cache - parts["activations"]} if cache > parts["activations"] else {}
     return MemoryEstimate(
         parts=parts,
-        num_rows=num_rows,
+        num_tokens=num_tokens,
         row_tokens=length,
         available=None if is_elsewhere else memory_bytes(),
     )
+
+
+def _tokens_at_a_time(values: Mapping[str, Any], *, answers: int, length: int) -> int:
+    """Of the part of an optimizer step that one forward is of; each row is a prompt and an answer."""
+    training = training_of({}, values, num_tokens=0)
+    on_cpu = values["use_cpu"] or not has_accelerator()
+    budget = token_budget(values["token_budget"], on_cpu=on_cpu, low_precision=training.is_autocast)
+    micro_batch = values["per_device_train_batch_size"] * answers * length
+    group = length * (values["num_generations"] if draws_answers(values) else answers)
+    step = micro_batch * values["gradient_accumulation_steps"]
+    return tokens_of_part(budget, of_group=min(group, micro_batch), of_micro_batch=micro_batch, of_step=step)
 
 
 def draws_answers(values: Mapping[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from burnish.cli.runfile import RunFile
 from burnish.models.adapter_summary import adapter_line
 from burnish.models.adapters import plain_model
 from burnish.models.lean import lean_line
+from burnish.trainers.parts import token_budget
 from burnish.trainers.precompute import could_precompute
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def plan_lines(runfile: RunFile, trainer: DPOTrainer, state: TrainerState) -> li
     ]
     if method.name in METHODS and method.takes_reference and not method.draws_answers:
         lines += _repeated_reference(trainer, state)
-    lines += [trainer.sharing.line(), lean_line(plain_model(model))]
+    lines += [trainer.sharing.line(), *parts_lines(token_budget(args)), lean_line(plain_model(model))]
     if trainer.num_compiled_layers:
         lines.append(trainer.compiled_line())
     if trainer.cpu_settings is not None:
@@ -93,6 +94,18 @@ def _repeated_reference(trainer: DPOTrainer, state: TrainerState) -> list[str]:
         f"The reference scores each row anew in each of {state.max_steps * each / len(rows):.3g} passes, and always "
         "says the same: precompute_ref_log_probs=true asks it once."
     ]
+
+
+def parts_lines(budget: int | None) -> list[str]:
+    """How much of an optimizer step is trained on at a time.
+
+    >>> parts_lines(1024)
+    ['Up to 1,024 tokens of a step at a time: micro-batches are cut, and small ones put together (token_budget).']
+    """
+    if budget is None:
+        return []
+    how = "micro-batches are cut, and small ones put together"
+    return [f"Up to {budget:,} tokens of a step at a time: {how} (token_budget)."]
 
 
 def steps_line(

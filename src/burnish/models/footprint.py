@@ -1,6 +1,6 @@
 """What full fine-tuning of a model takes, in memory and on disk: estimates from its size; imports no torch.
 
-With P parameters of w bytes each, s optimizer states per parameter, a micro-batch of R padded tokens, L layers, and
+With P parameters of w bytes each, s optimizer states per parameter, R padded tokens in one forward, L layers, and
 h, i, q, k the widths of hidden states, MLP, queries and keys:
 
     weights, gradients    P w each          reference   P w, where a second model is held
@@ -31,6 +31,9 @@ BYTES_OF: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "float
 DEFAULT_BYTES = 4
 PROCESS_BYTES = 700_000_000
 HEAD_BYTES = 2 * (64 << 20)  # two tiles of logits on a CPU, see models/head.py
+# Float32 products are at their best speed with fewer, and these fit anywhere. In low precision products are cheap, and
+# what every part costs besides (gradients of all weights, cast and added) is not.
+CPU_TOKENS, CPU_TOKENS_LOW_PRECISION = 1024, 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,7 @@ class Training:
     """What a run does, as far as memory goes.
 
     Attributes:
-        num_tokens: of a micro-batch, padding included.
+        num_tokens: of one forward and backward, padding included; see `tokens_of_part`.
         weight_bytes: of one weight.
         optimizer_states: numbers that the optimizer keeps for each weight.
         has_reference: a second model is held.
@@ -52,6 +55,28 @@ class Training:
     has_reference: bool = True
     is_autocast: bool = False
     is_checkpointed: bool = False
+
+
+def token_budget(asked: int | None, *, on_cpu: bool, low_precision: bool) -> int | None:
+    """The most tokens of a part of a step: what was asked for, 0: no bound; unset, on a CPU, what its precision takes.
+
+    >>> token_budget(None, on_cpu=True, low_precision=False), token_budget(0, on_cpu=True, low_precision=False)
+    (1024, None)
+    """
+    if asked is not None:
+        return asked or None
+    if not on_cpu:
+        return None
+    return CPU_TOKENS_LOW_PRECISION if low_precision else CPU_TOKENS
+
+
+def tokens_of_part(budget: int | None, *, of_group: int, of_micro_batch: int, of_step: int) -> int:
+    """The most tokens of one forward: micro-batches are cut between groups, and put together, to a budget.
+
+    >>> tokens_of_part(1024, of_group=100, of_micro_batch=400, of_step=800)
+    800
+    """
+    return of_micro_batch if budget is None else min(of_step, max(budget, of_group))
 
 
 def memory_parts(num_parameters: int, shape: ModelShape | None, training: Training) -> dict[str, int]:

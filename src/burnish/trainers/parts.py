@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Generic
 
 import torch
 
+from burnish.models import footprint
 from burnish.types import MixedBatch
 from burnish.types.batch import Parcel
 
@@ -25,18 +26,11 @@ if TYPE_CHECKING:
     from burnish.trainers.config import PolicyConfig
     from burnish.types import TokenBatch
 
-# Float32 products are at their best speed with fewer, and these fit anywhere. In low precision products are cheap, and
-# what every part costs besides (gradients of all weights, cast and added) is not.
-CPU_TOKENS, CPU_TOKENS_LOW_PRECISION = 1024, 4096
-
 
 def token_budget(options: PolicyConfig) -> int | None:
-    """The most tokens of a part: what was asked for, 0 for no bound; unset, on a CPU, what its precision takes."""
-    if options.token_budget is not None:
-        return options.token_budget or None
-    if options.device.type != "cpu":
-        return None
-    return CPU_TOKENS_LOW_PRECISION if options.bf16 or options.fp16 else CPU_TOKENS
+    """The most tokens of a part, None for no bound."""
+    on_cpu, low_precision = options.device.type == "cpu", options.bf16 or options.fp16
+    return footprint.token_budget(options.token_budget, on_cpu=on_cpu, low_precision=low_precision)
 
 
 def cut(batch: TokenBatch, budget: int | None) -> list[Int[Tensor, "K"]]:
