@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 GATE = 1e-4
+AROUND_ZERO = ("tokens/", "scores/")  # one for each token of a rollout; of chosen and rejected answers
 WARM_UP = 1
-PER_TOKEN = "tokens/"
 Result = Mapping[str, Any]
 
 
@@ -73,14 +73,14 @@ def other_tokens(peer: Result, ours: Result) -> list[int]:
 def differences(theirs: Result, own: Result, quantities: Sequence[str]) -> list[Difference]:
     """Quantities of the first step, compared. A number that is not finite differs infinitely from any other.
 
-    A number is held against its own size; where there is one for each token (`PER_TOKEN`), against the root mean
-    square of all of them, since any token's may be next to 0.
+    A number is held against its own size; of those that may be next to 0 (`AROUND_ZERO`), each against the root mean
+    square of all.
     """
     return [_difference(name, _as_list(theirs[name]), _as_list(own[name])) for name in quantities]
 
 
 def _difference(quantity: str, peer: Sequence[float], ours: Sequence[float]) -> Difference:
-    scale = _root_mean_square(peer) if quantity.startswith(PER_TOKEN) else None
+    scale = _root_mean_square(peer) if quantity.startswith(AROUND_ZERO) else None
     pairs = [(_relative(a, b, scale), a, b) for a, b in zip(peer, ours, strict=True)]
     relative, a, b = max(pairs)
     return Difference(quantity, a, b, relative)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from _compare import PER_TOKEN
 from _processes import TRL, TRL_WITH_PPO, Environment
 
 SIDES = ("chosen", "rejected")
@@ -95,7 +94,7 @@ METHODS = {
     "reward": Method(
         title="reward model",
         peer=TRL,
-        quantities=("loss", "accuracy", "chosen_reward", "rejected_reward", "grad_norm"),
+        quantities=("loss", "accuracy", "scores/means", "grad_norm"),
         data="recipe:spoken-train",
         options={"pairs": 4, "max_length": 512, "prompt_tokens": None, "answer_tokens": None},
         frozen_gate=False,
@@ -105,7 +104,7 @@ METHODS = {
         title="PPO",
         peer=TRL_WITH_PPO,
         quantities=(
-            *(PER_TOKEN + name for name in ("logps", "ref_logps", "values", "advantages", "whitened_advantages")),
+            *(f"tokens/{name}" for name in ("logps", "ref_logps", "values", "advantages", "whitened_advantages")),
             "value_loss",
             "grad_norm",
         ),

@@ -46,11 +46,11 @@ def training_options(job: dict[str, Any]) -> dict[str, Any]:
     return {**common_options(job), **own}
 
 
-def compared(line: Mapping[str, Any]) -> dict[str, float]:
-    """What the first line of the log says, with both means that a margin is the difference of: it may be next to 0."""
+def compared(line: Mapping[str, Any]) -> dict[str, Any]:
+    """What the first line of the log says, with both means that a margin is the difference of: any may be next to 0."""
     logged = {name: float(line[name]) for name in ("loss", "accuracy", "grad_norm")}
     middle, half = float(line["mean_reward"]), float(line["margin"]) / 2
-    return {**logged, "chosen_reward": middle + half, "rejected_reward": middle - half}
+    return {**logged, "scores/means": [middle + half, middle - half]}
 
 
 def describe_rows(chosen: Sequence[Row], rejected: Sequence[Row]) -> dict[str, Any]:

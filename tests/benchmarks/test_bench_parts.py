@@ -78,10 +78,9 @@ def test_a_reward_margin_next_to_zero_is_compared_as_the_scores_it_comes_of():
     """Means of 0.25 and margins of 0.01 and 0.0101: scores 0.255 and 0.245, and 0.25505 and 0.24495."""
     line = {"loss": 0.7, "accuracy": 0.5, "grad_norm": 6.0, "mean_reward": 0.25, "margin": 0.01}
     found, other = reward_measure.compared(line), reward_measure.compared({**line, "margin": 0.0101})
-    assert found["chosen_reward"] == pytest.approx(0.255)
-    assert found["rejected_reward"] == pytest.approx(0.245)
-    (difference,) = _compare.differences(found, other, ["chosen_reward"])
-    assert difference.relative == pytest.approx(0.00005 / 0.25505)
+    assert found["scores/means"] == pytest.approx([0.255, 0.245])
+    (difference,) = _compare.differences(found, other, ["scores/means"])
+    assert difference.relative == pytest.approx(0.00005 / ((0.255**2 + 0.245**2) / 2) ** 0.5)
 
 
 def test_rows_of_a_reward_model_are_never_cut(tokenizer):

@@ -14,26 +14,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 from online_training import make_online_trainer, step_lines
 from ppo_training import make_ppo_trainer, repeatable
 from test_grpo import Recorder
-from test_ppo import RunTwice
 from test_ptx import WithRows
 
-from burnish.trainers.grpo import GRPOTrainer
+from burnish.models.forward import forward
 from burnish.trainers.kept_forward import KeptForward
 from burnish.trainers.ppo import PPOTrainer
-
-
-class GRPORunTwice(GRPOTrainer):
-    keeps_forward = False
 
 
 class Doubled(PPOTrainer):
     """A user's trainer that runs a forward of its own."""
 
     def _get_per_token_logps_and_entropies(self, model, batch):
-        self.kept_forward, kept = KeptForward(), self.kept_forward
-        stats = super()._get_per_token_logps_and_entropies(model, batch)
-        self.kept_forward = kept
-        return stats
+        return forward(model, batch, needs=self.needs, temperature=batch.temperature)
 
 
 def forwards(trainer) -> list[bool]:
@@ -66,8 +58,9 @@ CUTS = [
 def test_not_one_bit_differs_from_a_run_with_two_forwards(tmp_path, options):
     """Losses, metrics and weights of four steps; of every round one forward less."""
     runs = {}
-    for name, trainer_class in {"once": PPOTrainer, "twice": RunTwice}.items():
-        trainer = make_ppo_trainer(tmp_path / name, dtype=torch.float32, trainer_class=trainer_class, **options)
+    for name, keeps in {"once": True, "twice": False}.items():
+        trainer = make_ppo_trainer(tmp_path / name, dtype=torch.float32, **options)
+        trainer.kept_forward.keeps = keeps
         graphs = forwards(trainer)
         runs[name] = lines_of(trainer), trainer.model.state_dict(), graphs, trainer.queue.round_index
     (lines, weights, graphs, rounds), (their_lines, their_weights, their_graphs, _) = runs["once"], runs["twice"]
@@ -88,9 +81,10 @@ def test_the_rest_of_a_round_is_scored_without_a_graph(tmp_path):
 def test_grpo_keeps_the_first_part_too(tmp_path):
     """Two passes over a round; in one pass over it no old log-probs are needed, and nothing is kept."""
     lines = []
-    for name, trainer_class in {"once": GRPOTrainer, "twice": GRPORunTwice}.items():
-        options = {"trainer_class": trainer_class, "dtype": torch.float32, "num_iterations": 2, "max_steps": 4}
+    for name, keeps in {"once": True, "twice": False}.items():
+        options = {"dtype": torch.float32, "num_iterations": 2, "max_steps": 4}
         trainer = make_online_trainer(tmp_path / name, top_entropy_quantile=0.5, **options)
+        trainer.kept_forward.keeps = keeps
         graphs = forwards(trainer)
         lines.append(lines_of(trainer))
         assert graphs.count(True) == 4, name
@@ -118,8 +112,9 @@ def test_the_policy_is_kept_from_the_step_on_in_which_it_is_trained(tmp_path):
 def test_what_is_not_taken_is_forgotten_with_its_step(tmp_path):
     """A loss with a forward of its own trains on that one; the second pass never meets the graph of the first."""
     lines = []
-    for name, trainer_class in {"own": Doubled, "twice": RunTwice}.items():
+    for name, trainer_class in {"own": Doubled, "twice": PPOTrainer}.items():
         trainer = make_ppo_trainer(tmp_path / name, dtype=torch.float32, trainer_class=trainer_class)
+        trainer.kept_forward.keeps = name == "own"
         trainer.train()
         lines.append(lines_of(trainer))
         assert trainer.kept_forward.is_empty
@@ -148,3 +143,11 @@ def test_it_is_given_once_for_the_same_tokens_to_who_wants_a_graph(tmp_path):
     kept.run(model, batch, frozenset())
     kept.drop()
     assert kept.is_empty
+
+
+def test_who_watches_a_micro_batch_sees_its_forward(tmp_path):
+    """`each_by_itself`, as `burnish trace` calls it."""
+    trainer = make_ppo_trainer(tmp_path, max_steps=1)
+    trainer.each_by_itself()
+    assert forwards(trainer) == [False, True]
+    assert not trainer.together.waits

@@ -19,13 +19,6 @@ from training import relative_distance, step_gradients
 from burnish.models.critic import ActorCritic, ValueHead
 from burnish.trainers.ppo import PPOConfig, PPOTrainer
 
-
-class RunTwice(PPOTrainer):
-    """Runs the forward of rescoring again when it trains."""
-
-    keeps_forward = False
-
-
 # Values.
 
 
@@ -169,9 +162,8 @@ def test_the_first_ratio_is_exactly_one(tmp_path, cut, critic):
     """Old log-probs and values are scored in the micro-batches that are trained on: not one bit differs."""
     rows, accumulation = cut
     options = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulation}
-    trainer = make_ppo_trainer(
-        tmp_path, dtype=torch.float32, trainer_class=RunTwice, critic=critic, max_steps=2, **options
-    )
+    trainer = make_ppo_trainer(tmp_path, dtype=torch.float32, critic=critic, max_steps=2, **options)
+    trainer.kept_forward.keeps = False  # else nothing is computed again
     trainer.train()
     first, second = step_lines(trainer)
     assert first["policy/approxkl_avg"] == first["val/clipfrac_avg"] == 0

@@ -18,9 +18,13 @@ class KeptForward:
 
     No weight moves between rescoring a round and its first optimizer step, so training would compute the very same
     again. One part is kept and no more: its activations are those that training holds anyway.
+
+    Attributes:
+        keeps: False: both run their own, for who looks at one, and for debugging.
     """
 
     def __init__(self) -> None:
+        self.keeps = True
         self._kept: tuple[RolloutBatch, TokenStats] | None = None
 
     @property

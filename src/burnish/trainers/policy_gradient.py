@@ -126,12 +126,13 @@ class PolicyGradientTrainer(OnlineTrainer, ABC):
 
     def _rescore(self, batch: RolloutBatch) -> RolloutBatch:
         reference = self.reference if isinstance(self.reference, ModelReference) else None
-        module, self.kept_forward = self.accelerator.unwrap_model(self.model), KeptForward()
-        keeps = self.keeps_forward
+        module, kept = self.accelerator.unwrap_model(self.model), self.kept_forward
+        kept.drop()
+        keeps = kept.keeps and self.trains_on_rescored
 
         def policy(parcel: RolloutBatch, needs: frozenset[str]) -> TokenStats:
-            if keeps and self.kept_forward.is_empty:
-                return self.kept_forward.run(module, parcel, self.needs | needs)
+            if keeps and kept.is_empty:
+                return kept.run(module, parcel, self.needs | needs)
             return evaluated(module, parcel, needs)
 
         with self.accelerator.autocast():
@@ -146,9 +147,14 @@ class PolicyGradientTrainer(OnlineTrainer, ABC):
         self.kept_forward.drop()
         return super().take_parcels(epoch_iterator, num_batches, device)
 
+    def each_by_itself(self) -> None:
+        """As in `PolicyTrainer`; rescoring and training each run a forward."""
+        super().each_by_itself()
+        self.kept_forward.keeps = False
+
     @property
-    def keeps_forward(self) -> bool:
-        """Whether what rescoring computes of its first part is trained on as it is: nothing tells the two apart."""
+    def trains_on_rescored(self) -> bool:
+        """Whether the forward of rescoring's first part is the one that training would run: nothing sets them apart."""
         return self.args.disable_dropout and self.model_wrapped is self.accelerator.unwrap_model(self.model)
 
     def _policy_tokens(self, stats: TokenStats, batch: RolloutBatch) -> PolicyTokens:

@@ -169,9 +169,9 @@ class PPOTrainer(CriticMixin, HeldOutMixin, PolicyGradientTrainer):
     # A round.
 
     @property
-    def keeps_forward(self) -> bool:
+    def trains_on_rescored(self) -> bool:
         """As in `PolicyGradientTrainer`, where the policy is trained, and on these rows alone."""
-        return super().keeps_forward and self.ptx is None and self.state.global_step >= self.first_policy_step
+        return super().trains_on_rescored and self.ptx is None and self.state.global_step >= self.first_policy_step
 
     def _generate_and_score_completions(self, prompts: Sequence[Any]) -> RolloutBatch:
         batch = super()._generate_and_score_completions(prompts)
