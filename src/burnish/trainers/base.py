@@ -209,10 +209,6 @@ class PolicyTrainer(RowsMixin, EvaluationMixin, RunningMixin, PublishingMixin, P
         del model
         return list(parcels)
 
-    def each_by_itself(self) -> None:
-        """Train on every micro-batch alone, and run every forward where it is read: for who watches one."""
-        self.together.waits = False
-
     def follow_policy(self) -> None:
         """Called after each optimizer step: what follows the policy moves."""
 
