@@ -67,7 +67,7 @@ def record_step(
             make_model(0.0), *reward_funcs, config, ref_model=make_model(0.2), train_dataset=rows,
             processing_class=make_tokenizer(),
         )  # fmt: skip
-        trainer.each_by_itself()
+        trainer.together.waits = False
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     log = {name: value for name, value in trainer.state.log_history[0].items() if name != "step"}

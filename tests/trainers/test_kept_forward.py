@@ -146,8 +146,8 @@ def test_it_is_given_once_for_the_same_tokens_to_who_wants_a_graph(tmp_path):
 
 
 def test_who_watches_a_micro_batch_sees_its_forward(tmp_path):
-    """`each_by_itself`, as `burnish trace` calls it."""
+    """As `burnish trace` has it: what rescoring puts together is not what is trained on then, so nothing is kept."""
     trainer = make_ppo_trainer(tmp_path, max_steps=1)
-    trainer.each_by_itself()
+    trainer.together.waits = False
     assert forwards(trainer) == [False, True]
-    assert not trainer.together.waits
+    assert trainer.kept_forward.is_empty

@@ -96,7 +96,7 @@ def trace_run(runfile: RunFile) -> Trace:
         args = make_config(**{**with_functions(runfile.training), **left_out, "output_dir": directory})
         rows, held_out = load_data(runfile, args)
         trainer = make_trainer(runfile, args, watched(trainer_class, witness), train_rows=rows, held_out=held_out)
-        trainer.each_by_itself()
+        trainer.together.waits = False
         stop = _StopAfterMicroBatch(runfile, trainer)
         trainer.add_callback(stop)
         with contextlib.suppress(MicroBatchEnd):

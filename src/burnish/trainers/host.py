@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from burnish.runtime.state import Counter, RunningMeans, Stateful
     from burnish.trainers.casts import KeptCasts
     from burnish.trainers.config import PolicyConfig
-    from burnish.trainers.parts import Together
     from burnish.trainers.sampling import EvalAnswers
     from burnish.types import LossOutput, TokenBatch
 
@@ -123,7 +122,6 @@ class Host(Trainer):
         metric_buffer: MetricBuffer
         guard: StepGuard
         casts: KeptCasts
-        together: Together[Any]
         num_tokens: Counter
         running_means: RunningMeans
         late_evaluations: list[dict[str, Any]]

@@ -59,7 +59,7 @@ class Together(Generic[Parcel]):
     """Micro-batches of a step that follow one another and fit one part: they are trained on when the last one comes.
 
     Attributes:
-        waits: False: each is trained on by itself, for who looks at one, and for debugging.
+        waits: False: each is trained on by itself, by a forward of its own, for who looks at one, and for debugging.
     """
 
     def __init__(self) -> None:

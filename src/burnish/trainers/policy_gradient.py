@@ -147,15 +147,11 @@ class PolicyGradientTrainer(OnlineTrainer, ABC):
         self.kept_forward.drop()
         return super().take_parcels(epoch_iterator, num_batches, device)
 
-    def each_by_itself(self) -> None:
-        """As in `PolicyTrainer`; rescoring and training each run a forward."""
-        super().each_by_itself()
-        self.kept_forward.keeps = False
-
     @property
     def trains_on_rescored(self) -> bool:
         """Whether the forward of rescoring's first part is the one that training would run: nothing sets them apart."""
-        return self.args.disable_dropout and self.model_wrapped is self.accelerator.unwrap_model(self.model)
+        is_bare = self.model_wrapped is self.accelerator.unwrap_model(self.model)
+        return is_bare and self.args.disable_dropout and self.together.waits
 
     def _policy_tokens(self, stats: TokenStats, batch: RolloutBatch) -> PolicyTokens:
         """All that a policy loss sees of a micro-batch."""

@@ -62,10 +62,6 @@ class RunningMixin(Host):
         measured = torch.as_tensor(values, dtype=None if isinstance(values, torch.Tensor) else torch.float64)
         self.metric_buffer.add({name: Mean.of(measured, weight=weight).to(self.args.device)})
 
-    def each_by_itself(self) -> None:
-        """Train on every micro-batch alone, and run every forward where it is read: for who watches one."""
-        self.together.waits = False
-
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train, or continue a run exactly where its checkpoint was taken.
 
